@@ -1,0 +1,39 @@
+# make bench   measure NEO and its GPU-only baseline on this machine (sets up everything first)
+# make test    run the tests                     make check   lint, types, import floors, format, line counts
+# make fmt     format all code                   make setup   only set up .venv
+VENV := .venv
+PY_SOURCES := harness engines neo_engine pacpu workloads results reports src tests tools
+NATIVE_SOURCES = $(shell git ls-files 'pacpu/*.cpp' 'pacpu/*.h')
+
+.PHONY: bench test check fmt setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@tools/setup.sh dev
+
+bench:
+	@tools/setup.sh engine
+	$(VENV)/bin/neobench run --engine neo,gpu_only --workload carperai --model tiny \
+		--device-blocks 54 --host-memory 256MiB --rate 4,8,16 --num-requests 80
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+check: setup
+	$(VENV)/bin/ruff check $(PY_SOURCES)
+	$(VENV)/bin/ruff format --check $(PY_SOURCES)
+	$(VENV)/bin/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python tools/line_counts.py
+
+fmt: setup
+	$(VENV)/bin/ruff check --fix-only $(PY_SOURCES)
+	$(VENV)/bin/ruff format $(PY_SOURCES)
+	$(VENV)/bin/clang-format -i $(NATIVE_SOURCES)
+
+clean:
+	rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

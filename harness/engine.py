@@ -1,0 +1,55 @@
+"""The seam between the instrument and an engine under test. Adapters live in neobench.engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from neobench.harness.request import PromptRequest
+from neobench.results.record import Outcome
+
+
+class EngineError(Exception):
+    """The engine cannot be started, has died or cannot be reached; the message says what to do about it."""
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine ended one request. `output_tokens` is the engine's own count (usage), not a count of events."""
+
+    outcome: Outcome
+    output_tokens: int = 0
+    http_status: int | None = None
+    error: str | None = None
+
+
+class TokenSink(Protocol):
+    """Given to an engine for one request; stamps the clock each time it is called."""
+
+    def tokens_arrived(self) -> None:
+        """Call once for each streamed event that carries at least one token."""
+
+
+class Engine(Protocol):
+    """An engine under test. One instance serves one run after another between `start` and `stop`."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Make the engine ready to serve. Raises EngineError with the reason (and the log's end) if it cannot."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
+        """Serve one request to its end. Failures of the request are returned, not raised; cancellation aborts it."""
+
+    async def check_alive(self) -> None:
+        """Raise EngineError if the engine has died; called while a run is going on."""
+
+    async def describe(self) -> Mapping[str, Any]:
+        """Facts about the engine as it runs (model, dtype, KV blocks, threads, versions), stored in run.json."""
+
+    async def stats(self) -> Mapping[str, int | float]:
+        """Monotonic counters since start; a run stores their difference. Empty when the engine has none."""
+
+    async def stop(self) -> None:
+        """Free everything. Safe to call twice, and after a failed start."""

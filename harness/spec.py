@@ -1,0 +1,123 @@
+"""What a run is: frozen specs, strictly loaded, hashed. Everything a run does follows from its spec."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+ArrivalKind = Literal["poisson", "constant", "all_at_once"]
+
+
+class SpecError(ValueError):
+    """A spec that cannot be run; the message names the field and, for an unknown one, the nearest known field."""
+
+
+class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What all parts of a spec have in common. Plain numbers and strings only, so that a spec has one JSON form."""
+
+
+class EngineSpec(_Spec, frozen=True, kw_only=True):
+    name: str
+    options: dict[str, Any] = {}
+    """Handed to the adapter as they are; the adapter checks them."""
+
+
+class WorkloadSpec(_Spec, frozen=True, kw_only=True):
+    name: str
+    options: dict[str, Any] = {}
+    length_seed: int | None = None
+    """None: derived from RunSpec.seed, as `prompt_seed` is."""
+    prompt_seed: int | None = None
+
+
+class ArrivalSpec(_Spec, frozen=True, kw_only=True):
+    kind: ArrivalKind = "poisson"
+    rate: float | None = None
+    """Requests per second; None exactly when `kind` is "all_at_once"."""
+    seed: int | None = None
+    """None: derived from RunSpec.seed."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "all_at_once":
+            if self.rate is not None:
+                raise SpecError("arrival.rate must be left out when arrival.kind is 'all_at_once'")
+        elif self.rate is None or not (0 < self.rate < math.inf):
+            raise SpecError(
+                f"arrival.rate must be a positive, finite number of requests per second for kind {self.kind!r}, "
+                f"not {self.rate}; for an infinite rate use kind 'all_at_once'"
+            )
+
+
+class Seeds(_Spec, frozen=True, kw_only=True):
+    """One stream of randomness a purpose: to change one leaves the others as they were."""
+
+    lengths: int
+    prompts: int
+    arrivals: int
+
+
+class RunSpec(_Spec, frozen=True, kw_only=True):
+    engine: EngineSpec
+    workload: WorkloadSpec
+    arrival: ArrivalSpec
+    model: str
+    num_requests: int
+    num_warmup: int = 0
+    """Requests sent and finished before the schedule starts; recorded, but in no metric."""
+    seed: int = 0
+    timeout_s: float = 600.0
+    """From the moment a request is issued; then it is aborted and recorded as a timeout."""
+
+    def __post_init__(self) -> None:
+        if self.num_requests < 1:
+            raise SpecError(f"num_requests must be at least 1, not {self.num_requests}")
+        if self.num_warmup < 0:
+            raise SpecError(f"num_warmup must not be negative, is {self.num_warmup}")
+        if not 0 < self.timeout_s < math.inf:
+            raise SpecError(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
+        if self.seed < 0:
+            raise SpecError(f"seed must not be negative, is {self.seed}")
+
+    def seeds(self) -> Seeds:
+        """Those given, else children 0 (lengths), 1 (prompts), 2 (arrivals) of numpy's SeedSequence(seed)."""
+        import numpy as np
+
+        lengths, prompts, arrivals = (
+            int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(self.seed).spawn(3)
+        )
+        return Seeds(
+            lengths=lengths if self.workload.length_seed is None else self.workload.length_seed,
+            prompts=prompts if self.workload.prompt_seed is None else self.workload.prompt_seed,
+            arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
+        )
+
+
+def load_spec(data: Mapping[str, Any]) -> RunSpec:
+    """A spec from plain data (parsed YAML or JSON). Raises SpecError."""
+    _refuse_unknown_keys(data, RunSpec, where="")
+    try:
+        return msgspec.convert(data, RunSpec)
+    except msgspec.ValidationError as error:
+        raise SpecError(str(error)) from error
+
+
+def spec_hash(spec: RunSpec) -> str:
+    """sha256 of the spec's canonical JSON: sorted keys, all defaults written out, numbers in their declared type."""
+    canonical = load_spec(msgspec.to_builtins(spec))
+    return hashlib.sha256(msgspec.json.encode(canonical, order="sorted")).hexdigest()
+
+
+def _refuse_unknown_keys(data: Mapping[str, Any], struct: type[msgspec.Struct], where: str) -> None:
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in data.items():
+        if key not in fields:
+            nearest = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)[0]
+            raise SpecError(f"unknown key {where + str(key)!r}; the nearest known one is {where + nearest!r}")
+        kind = fields[key]
+        if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _refuse_unknown_keys(value, kind, where=f"{where}{key}.")

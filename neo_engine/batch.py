@@ -1,0 +1,144 @@
+"""The plan of one iteration, as plain data: what a policy decides and an executor obeys. Knows no torch."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from neobench.neo_engine.request import Tier
+
+
+class Mode(enum.Enum):
+    """How an iteration runs; counted in the engine's statistics."""
+
+    IDLE = "idle"
+    GPU_ONLY = "gpu_only"
+    """One sub-batch, all decode attention on the device."""
+    SERIAL = "serial"
+    """One sub-batch with decode attention on the host that nothing hides; for rows that cannot wait any longer."""
+    ASYMMETRIC = "asymmetric"
+    """Two sub-batches: host attention of one runs beside the device's work for the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """All tokens of one request so far, computed at once; their KV ends up in `tier`."""
+
+    request_id: int
+    num_tokens: int
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One new token of one request, which attends to `context_tokens` tokens, itself included."""
+
+    request_id: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubBatch:
+    """Rows that go through the linear layers together."""
+
+    prefills: tuple[Prefill, ...] = ()
+    device_decodes: tuple[DecodeRow, ...] = ()
+    host_decodes: tuple[DecodeRow, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the linear layers: every prompt token and every decode."""
+        prefill_rows = sum(prefill.num_tokens for prefill in self.prefills)
+        return prefill_rows + len(self.device_decodes) + len(self.host_decodes)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that get one token further, and rows of the LM head."""
+        return len(self.prefills) + len(self.device_decodes) + len(self.host_decodes)
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Nanoseconds of one iteration, summed over layers; predicted by a cost model or measured by an executor.
+
+    Host attention overlaps the device's stages in an asymmetric iteration, so the stages may add up to more than
+    `total_ns`. `host_wait_ns` is the part of `host_decode_ns` that nothing hid.
+    """
+
+    total_ns: int = 0
+    linear_ns: int = 0
+    prefill_attention_ns: int = 0
+    device_decode_ns: int = 0
+    host_decode_ns: int = 0
+    host_wait_ns: int = 0
+    head_ns: int = 0
+    moves_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything the executor does in one iteration, in this order: preempt, swap out, swap in, run the sub-batches.
+
+    A request appears at most once among all rows. `preempt` drops the KV of a request, which waits for a new prefill.
+    """
+
+    mode: Mode
+    sub_batches: tuple[SubBatch, ...] = ()
+    swap_out: tuple[int, ...] = ()
+    swap_in: tuple[int, ...] = ()
+    preempt: tuple[int, ...] = ()
+    predicted: StageTimes = field(default_factory=StageTimes)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.sub_batches or self.swap_out or self.swap_in or self.preempt)
+
+    @property
+    def num_requests(self) -> int:
+        return sum(batch.num_requests for batch in self.sub_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """What a policy may know of a request.
+
+    `num_tokens` is its prompt and output so far: what a prefill computes, and what its next decode attends to.
+    `num_blocks` is what it holds now. `idle_steps` counts the steps since it last produced a token.
+    """
+
+    request_id: int
+    num_tokens: int
+    num_blocks: int
+    idle_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueuesView:
+    """All unfinished requests by state, each sequence in order of arrival."""
+
+    waiting: Sequence[RequestView] = ()
+    on_device: Sequence[RequestView] = ()
+    on_host: Sequence[RequestView] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KvView:
+    """Blocks of the two tiers."""
+
+    block_size: int
+    device_total: int
+    device_free: int
+    host_total: int
+    host_free: int
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Upper bounds of one iteration. A prompt longer than `max_batch_tokens` still runs, in an iteration of its own."""
+
+    max_batch_tokens: int
+    max_batch_rows: int

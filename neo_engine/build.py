@@ -1,0 +1,51 @@
+"""Puts an engine together: weights, memory, cost tables, policy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from neobench.neo_engine.config import EngineConfig
+from neobench.neo_engine.cost_model import CostModel
+from neobench.neo_engine.engine import NeoEngine
+from neobench.neo_engine.executor.cpu import CpuExecutor
+from neobench.neo_engine.model.weights import build_model
+from neobench.neo_engine.profiler import load_or_measure
+
+_logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+"""Told what is going on, a line at a time; the longest steps of a start take minutes for a large model."""
+
+
+def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor:
+    """Raises ConfigError for a checkpoint that cannot be loaded."""
+    say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
+    model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "tensors"))
+    device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
+    say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier")
+    return CpuExecutor(config, model)
+
+
+def build_engine(config: EngineConfig, say: Say = _logger.info) -> NeoEngine:
+    """An engine that is ready to serve. Raises ConfigError or ProfileError with the fix."""
+    executor = build_executor(config, say)
+    profile = load_or_measure(config, executor, progress=_every_tenth(say, "profiling"))
+    return NeoEngine(config, executor, CostModel(profile.tables, config.shape.num_layers))
+
+
+def _every_tenth(say: Say, activity: str) -> Callable[[str, int, int], None]:
+    """A progress function for (what, done, total) that says a line each tenth of the way."""
+    last = ("", -1)
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        tenth = 10 * done // max(total, 1)
+        if (what, tenth) != last:
+            last = (what, tenth)
+            say(f"{activity}: {what}, {done} of {total}")
+
+    return progress

@@ -1,0 +1,117 @@
+"""The only door to pacpu: decode attention over one KV tier, on worker threads of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from neobench import pacpu
+from neobench.neo_engine.config import ModelShape
+
+
+def available_targets() -> tuple[str, ...]:
+    """Kernels that run on this CPU, best first."""
+    return pacpu.targets()
+
+
+class _Slot:
+    """Buffers and plan of one sub-batch: what it hands over stays in place while workers read it."""
+
+    def __init__(
+        self,
+        workers: pacpu.WorkerPool,
+        kv: torch.Tensor,
+        shape: ModelShape,
+        *,
+        max_rows: int,
+        max_context: int,
+        target: str,
+    ) -> None:
+        block_size = kv.shape[4]
+        self.query = torch.zeros(max_rows, shape.num_query_heads, shape.head_dim, dtype=kv.dtype)
+        self.key = torch.zeros(max_rows, shape.num_kv_heads, shape.head_dim, dtype=kv.dtype)
+        self.value = torch.zeros_like(self.key)
+        self.output = torch.zeros_like(self.query)
+        self.tables = np.zeros((max_rows, -(-max_context // block_size)), dtype=np.int32)
+        self.contexts = np.zeros(max_rows, dtype=np.int32)
+        self.num_rows = 0
+        workspace_bytes = pacpu.workspace_bytes(
+            max_rows=max_rows,
+            num_q_heads=shape.num_query_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            max_context=max_context,
+            num_threads=workers.num_threads,
+        )
+        self.plan = pacpu.DecodePlan(
+            workers,
+            k_cache=kv[:, :, 0].transpose(0, 1),
+            v_cache=kv[:, :, 1].transpose(0, 1),
+            query=self.query,
+            new_key=self.key,
+            new_value=self.value,
+            output=self.output,
+            block_tables=self.tables,
+            context_lens=self.contexts,
+            scale=shape.head_dim**-0.5,
+            workspace=np.zeros(workspace_bytes, dtype=np.uint8),
+            target=target,
+        )
+
+
+class PagedDecodeAttention:
+    """Decode attention over `kv` [blocks, layers, 2, kv_heads, block_size, head_dim] for a number of sub-batches.
+
+    For each iteration and slot `begin` once, then for each layer `start` and `wait`. Between the two the workers store
+    the new K and V at the end of each row's context and attend, and the calling thread is free for other work.
+    """
+
+    def __init__(
+        self,
+        kv: torch.Tensor,
+        shape: ModelShape,
+        *,
+        num_threads: int,
+        num_slots: int,
+        max_rows: int,
+        max_context: int,
+        target: str,
+    ) -> None:
+        self._workers = pacpu.WorkerPool(num_threads)
+        self._slots = [
+            _Slot(self._workers, kv, shape, max_rows=max_rows, max_context=max_context, target=target)
+            for _ in range(num_slots)
+        ]
+
+    def begin(self, slot: int, tables: Sequence[Sequence[int]], contexts: Sequence[int]) -> None:
+        """Rows of this iteration: block numbers in token order, and tokens attended to (the new one included)."""
+        state = self._slots[slot]
+        state.num_rows = len(contexts)
+        state.contexts[: len(contexts)] = contexts
+        for row, blocks in enumerate(tables):
+            state.tables[row, : len(blocks)] = blocks
+        state.plan.begin(len(contexts))
+
+    def start(self, slot: int, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """query [rows, query_heads, head_dim]; key, value [rows, kv_heads, head_dim] of the new tokens."""
+        state = self._slots[slot]
+        rows = state.num_rows
+        state.query[:rows].copy_(query)
+        state.key[:rows].copy_(key)
+        state.value[:rows].copy_(value)
+        state.plan.start(layer)
+
+    def wait(self, slot: int) -> torch.Tensor:
+        """The attention output [rows, query_heads * head_dim]; overwritten by the slot's next `start`."""
+        state = self._slots[slot]
+        state.plan.wait()
+        return state.output[: state.num_rows].flatten(1)
+
+    def finished_ns(self, slot: int) -> int:
+        """When the workers finished the slot's last call, on the clock of time.perf_counter_ns."""
+        return self._slots[slot].plan.finished_ns
+
+    def close(self) -> None:
+        self._workers.close()

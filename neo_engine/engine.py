@@ -1,0 +1,237 @@
+"""The engine loop: requests in, one plan an iteration, tokens out. Everything in it runs on one thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StageTimes, StepPlan
+from neobench.neo_engine.config import EngineConfig
+from neobench.neo_engine.cost_model import CostModel
+from neobench.neo_engine.executor.base import Executor, SampleRow
+from neobench.neo_engine.executor.inputs import fill_in, request_ids
+from neobench.neo_engine.kv_cache.block_tables import BlockMove, BlockTables
+from neobench.neo_engine.request import FinishReason, Request, SamplingParams, Tier, TokenOutput, check_request
+from neobench.neo_engine.scheduler.policy import Policy, make_policy
+
+
+@dataclass
+class EngineStats:
+    """Counters since start; none ever falls. Times are sums over steps in nanoseconds."""
+
+    steps: int = 0
+    iterations_gpu_only: int = 0
+    iterations_serial: int = 0
+    iterations_asymmetric: int = 0
+    prefill_tokens: int = 0
+    prefills_to_device: int = 0
+    prefills_to_host: int = 0
+    gpu_decode_tokens: int = 0
+    cpu_decode_tokens: int = 0
+    swaps_out: int = 0
+    swaps_in: int = 0
+    swapped_blocks: int = 0
+    preemptions: int = 0
+    finished_requests: int = 0
+    aborted_requests: int = 0
+    scheduling_ns: int = 0
+    predicted_iteration_ns: int = 0
+    measured_iteration_ns: int = 0
+    iteration_error_ns: int = 0
+    """Sum of |predicted - measured|."""
+    measured_linear_ns: int = 0
+    measured_prefill_attention_ns: int = 0
+    measured_device_decode_ns: int = 0
+    measured_host_decode_ns: int = 0
+    measured_host_wait_ns: int = 0
+    predicted_linear_ns: int = 0
+    predicted_prefill_attention_ns: int = 0
+    predicted_device_decode_ns: int = 0
+    predicted_host_decode_ns: int = 0
+    predicted_host_wait_ns: int = 0
+
+    def count_plan(self, plan: StepPlan) -> None:
+        if plan.mode is not Mode.IDLE:
+            name = f"iterations_{plan.mode.value}"
+            setattr(self, name, getattr(self, name) + 1)
+        for batch in plan.sub_batches:
+            self.gpu_decode_tokens += len(batch.device_decodes)
+            self.cpu_decode_tokens += len(batch.host_decodes)
+            for prefill in batch.prefills:
+                self.prefill_tokens += prefill.num_tokens
+                self.prefills_to_device += prefill.tier is Tier.DEVICE
+                self.prefills_to_host += prefill.tier is Tier.HOST
+        self.swaps_out += len(plan.swap_out)
+        self.swaps_in += len(plan.swap_in)
+        self.preemptions += len(plan.preempt)
+
+    def count_times(self, predicted: StageTimes, measured: StageTimes) -> None:
+        self.predicted_iteration_ns += predicted.total_ns
+        self.measured_iteration_ns += measured.total_ns
+        self.iteration_error_ns += abs(predicted.total_ns - measured.total_ns)
+        for stage in ("linear", "prefill_attention", "device_decode", "host_decode", "host_wait"):
+            for kind, times in (("predicted", predicted), ("measured", measured)):
+                name = f"{kind}_{stage}_ns"
+                setattr(self, name, getattr(self, name) + getattr(times, f"{stage}_ns"))
+
+
+class NeoEngine:
+    """Owns requests and block tables; a policy plans each step and an executor carries it out."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, costs: CostModel) -> None:
+        self.config = config
+        self._executor = executor
+        self._costs = costs
+        self._policy: Policy = make_policy(
+            config.policy, BatchLimits(max_batch_tokens=config.max_batch_tokens, max_batch_rows=config.max_batch_rows)
+        )
+        self._tables = BlockTables(
+            block_size=config.block_size, device_blocks=config.device_blocks, host_blocks=config.host_blocks
+        )
+        self._requests: dict[int, Request] = {}
+        self._stats = EngineStats()
+        self._next_request_id = 0
+        self._request_seeds = np.random.default_rng(config.seed)
+
+    def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
+        """Queue a request and return its id. Raises RequestRejectedError for one that could never finish."""
+        check_request(self.config, prompt_token_ids, params)
+        request_id = self._next_request_id
+        self._next_request_id += 1
+        seed = params.seed if params.seed is not None else int(self._request_seeds.integers(2**63))
+        self._requests[request_id] = Request(
+            request_id=request_id,
+            prompt_token_ids=list(prompt_token_ids),
+            params=params,
+            seed=seed,
+            last_progress_step=self._stats.steps,
+        )
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request and free its blocks; ids that are unknown or finished are left alone."""
+        if request_id in self._requests:
+            self._forget(request_id)
+            self._stats.aborted_requests += 1
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def step(self) -> list[TokenOutput]:
+        """Plan and run one iteration; one output for each request that got a token."""
+        if not self._requests:
+            return []
+        start = perf_counter_ns()
+        plan = self._policy.next_step(self._queues(), self._tables.view(), self._costs)
+        if plan.is_empty:
+            raise RuntimeError(f"{self.config.policy} made an empty plan with {len(self._requests)} requests waiting")
+        self._stats.steps += 1
+        moves = self._apply(plan)
+        inputs = [fill_in(batch, self._requests, self._tables) for batch in plan.sub_batches]
+        ids = [request_id for batch in plan.sub_batches for request_id in request_ids(batch)]
+        sampling = [self._sample_row(self._requests[request_id]) for request_id in ids]
+        self._stats.scheduling_ns += perf_counter_ns() - start
+        tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
+        self._stats.count_plan(plan)
+        self._stats.count_times(plan.predicted, measured)
+        return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
+
+    def _queues(self) -> QueuesView:
+        waiting, on_device, on_host = [], [], []
+        # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
+        for request in self._requests.values():
+            view = RequestView(
+                request_id=request.request_id,
+                num_tokens=request.num_tokens,
+                num_blocks=self._tables.num_blocks(request.request_id),
+                idle_steps=self._stats.steps - request.last_progress_step,
+            )
+            if request.request_id not in self._tables:
+                waiting.append(view)
+            elif self._tables[request.request_id].tier is Tier.DEVICE:
+                on_device.append(view)
+            else:
+                on_host.append(view)
+        return QueuesView(waiting, on_device, on_host)
+
+    def _apply(self, plan: StepPlan) -> list[BlockMove]:
+        """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""
+        for request_id in plan.preempt:
+            self._tables.release(request_id)
+        moves = [self._tables.move(request_id, Tier.HOST) for request_id in plan.swap_out]
+        moves += [self._tables.move(request_id, Tier.DEVICE) for request_id in plan.swap_in]
+        self._stats.swapped_blocks += sum(len(move.source_blocks) for move in moves)
+        for batch in plan.sub_batches:
+            for prefill in batch.prefills:
+                self._tables.ensure(prefill.request_id, prefill.tier, prefill.num_tokens)
+            for row in batch.device_decodes:
+                self._tables.ensure(row.request_id, Tier.DEVICE, row.context_tokens)
+            for row in batch.host_decodes:
+                self._tables.ensure(row.request_id, Tier.HOST, row.context_tokens)
+        return moves
+
+    def _sample_row(self, request: Request) -> SampleRow:
+        return SampleRow(params=request.params, seed=request.seed, position=len(request.output_token_ids))
+
+    def _advance(self, request: Request, token: int) -> TokenOutput:
+        request.output_token_ids.append(token)
+        request.last_progress_step = self._stats.steps
+        reason = self._finish_reason(request, token)
+        if reason is not None:
+            self._forget(request.request_id)
+            self._stats.finished_requests += 1
+        return TokenOutput(request_id=request.request_id, token_id=token, finish_reason=reason)
+
+    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
+        params = request.params
+        if token in params.stop_token_ids:
+            return FinishReason.STOP
+        if not params.ignore_eos and token in self.config.shape.eos_token_ids:
+            return FinishReason.STOP
+        if len(request.output_token_ids) >= params.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def _forget(self, request_id: int) -> None:
+        self._tables.release(request_id)
+        del self._requests[request_id]
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters (see EngineStats) and the gauges num_waiting, num_running, device_blocks_used, host_blocks_used."""
+        counters: dict[str, int | float] = {f.name: getattr(self._stats, f.name) for f in fields(self._stats)}
+        kv = self._tables.view()
+        running = sum(request_id in self._tables for request_id in list(self._requests))
+        return counters | {
+            "num_running": running,
+            "num_waiting": len(self._requests) - running,
+            "device_blocks_used": kv.device_total - kv.device_free,
+            "host_blocks_used": kv.host_total - kv.host_free,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """Facts that a report needs to say what was measured."""
+        config = self.config
+        return {
+            "model": config.model,
+            "shape": {f.name: getattr(config.shape, f.name) for f in fields(config.shape) if f.name != "rope_scaling"},
+            "policy": config.policy,
+            "dtype": config.dtype,
+            "block_size": config.block_size,
+            "device_blocks": config.device_blocks,
+            "device_kv_tokens": config.device_blocks * config.block_size,
+            "host_blocks": config.host_blocks,
+            "host_kv_tokens": config.host_blocks * config.block_size,
+            "max_request_tokens": config.max_request_tokens,
+            "max_batch_tokens": config.max_batch_tokens,
+            "max_batch_rows": config.max_batch_rows,
+            "num_parameters": config.shape.num_parameters,
+            "vocab_size": config.shape.vocab_size,
+            **self._executor.describe(),
+        }
+
+    def close(self) -> None:
+        self._executor.close()

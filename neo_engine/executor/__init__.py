@@ -1,0 +1,1 @@
+"""Executors carry out a StepPlan on real memory and compute."""

@@ -1,0 +1,44 @@
+"""The contract of an executor: memory of the two KV tiers, and the compute of one iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from neobench.neo_engine.batch import Mode, StageTimes
+from neobench.neo_engine.executor.inputs import BatchInputs
+from neobench.neo_engine.kv_cache.block_tables import BlockMove
+from neobench.neo_engine.request import SamplingParams
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """How one row's token is drawn: its parameters, a seed, and how many tokens the request already produced."""
+
+    params: SamplingParams
+    seed: int
+    position: int
+
+
+class Executor(Protocol):
+    """Carries out plans; called from one thread."""
+
+    def execute(
+        self,
+        mode: Mode,
+        batches: Sequence[BatchInputs],
+        moves: Sequence[BlockMove],
+        sampling: Sequence[SampleRow],
+    ) -> tuple[list[int], StageTimes]:
+        """Do the moves in order, then the sub-batches, and draw one token for each request.
+
+        `sampling` has a row for each request, sub-batch 0's first; so has the result. Measured stage times beside it.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for reports: threads, kernels, bytes of the tiers."""
+        ...
+
+    def close(self) -> None: ...

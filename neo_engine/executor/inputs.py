@@ -1,0 +1,87 @@
+"""What an executor gets for one sub-batch: the plan's rows with their tokens and blocks filled in. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from neobench.neo_engine.batch import DecodeRow, SubBatch
+from neobench.neo_engine.kv_cache.block_tables import BlockTables
+from neobench.neo_engine.request import Request, Tier
+
+
+@dataclass(frozen=True)
+class PrefillInput:
+    """`num_tokens` tokens of one request from its first, and the blocks that take their KV."""
+
+    num_tokens: int
+    tier: Tier
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class DecodeInput:
+    """Decode rows of one tier: block numbers in token order and tokens attended to, the new one included."""
+
+    tables: tuple[Sequence[int], ...]
+    contexts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """Rows in the order prefills, device decodes, host decodes; token_ids and positions have an entry for each."""
+
+    token_ids: list[int]
+    positions: list[int]
+    prefills: tuple[PrefillInput, ...]
+    device: DecodeInput
+    host: DecodeInput
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(prefill.num_tokens for prefill in self.prefills)
+
+    @property
+    def logit_rows(self) -> list[int]:
+        """The row that predicts the next token, for each request in order."""
+        rows, end = [], 0
+        for prefill in self.prefills:
+            end += prefill.num_tokens
+            rows.append(end - 1)
+        return rows + list(range(end, end + len(self.device) + len(self.host)))
+
+
+def request_ids(batch: SubBatch) -> list[int]:
+    """Requests of a sub-batch in the order of its logits."""
+    prefills = [prefill.request_id for prefill in batch.prefills]
+    return prefills + [row.request_id for row in (*batch.device_decodes, *batch.host_decodes)]
+
+
+def fill_in(batch: SubBatch, requests: Mapping[int, Request], tables: BlockTables) -> BatchInputs:
+    token_ids: list[int] = []
+    positions: list[int] = []
+    prefills = []
+    for prefill in batch.prefills:
+        token_ids += requests[prefill.request_id].all_token_ids()
+        positions += range(prefill.num_tokens)
+        prefills.append(PrefillInput(prefill.num_tokens, prefill.tier, tables[prefill.request_id].blocks))
+    for row in (*batch.device_decodes, *batch.host_decodes):
+        token_ids.append(requests[row.request_id].last_token_id)
+        positions.append(row.context_tokens - 1)
+    return BatchInputs(
+        token_ids=token_ids,
+        positions=positions,
+        prefills=tuple(prefills),
+        device=_decode_input(batch.device_decodes, tables),
+        host=_decode_input(batch.host_decodes, tables),
+    )
+
+
+def _decode_input(rows: Sequence[DecodeRow], tables: BlockTables) -> DecodeInput:
+    return DecodeInput(
+        tables=tuple(tables[row.request_id].blocks for row in rows),
+        contexts=tuple(row.context_tokens for row in rows),
+    )

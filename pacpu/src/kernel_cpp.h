@@ -1,0 +1,9 @@
+#pragma once
+
+#include "kernel.h"
+
+namespace pacpu {
+
+extern const Target kPortableTarget;
+
+}  // namespace pacpu

@@ -1,0 +1,75 @@
+"""One finished run as reports see it: plain values out of run.json and summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRun:
+    engine: str
+    workload: str
+    model: str
+    request_rate: float | None
+    """Requests per second; None: all at once."""
+    machine: str
+    """A few words; empty when the fingerprint does not tell."""
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def from_documents(cls, run: Mapping[str, Any], summary: Mapping[str, Any]) -> ReportRun:
+        """From the contents of run.json and of summary.json."""
+        spec = run["spec"]
+        return cls(
+            engine=spec["engine"]["name"],
+            workload=spec["workload"]["name"],
+            model=spec["model"],
+            request_rate=spec["arrival"].get("rate"),
+            machine=describe_machine(run.get("fingerprint") or {}),
+            summary=summary,
+        )
+
+    @property
+    def valid(self) -> bool:
+        return bool(self.summary["validity"]["valid"])
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the run is invalid, a sentence each."""
+        return list(self.summary["validity"]["reasons"])
+
+    @property
+    def provenance_kind(self) -> str:
+        """measured, emulated or modelled."""
+        return str(self.summary["provenance"]["kind"])
+
+    @property
+    def per_token_latency_s(self) -> float | None:
+        """Mean over the requests of end-to-end latency / output tokens; None when no request completed."""
+        latency_ms = self.summary["mean_normalized_latency_ms"]
+        return None if latency_ms is None else latency_ms / 1e3
+
+    @property
+    def host_decode_share(self) -> float | None:
+        """Share of decode tokens whose attention ran on the host; None for an engine that does not count them."""
+        stats = self.summary.get("engine_stats") or {}
+        on_host, on_device = stats.get("cpu_decode_tokens"), stats.get("gpu_decode_tokens")
+        if on_host is None or on_device is None or on_host + on_device == 0:
+            return None
+        return float(on_host / (on_host + on_device))
+
+
+def describe_machine(fingerprint: Mapping[str, Any]) -> str:
+    """For a caption: "NVIDIA H200, Xeon Platinum 8480C, 16 cores"; what was not found out is left out."""
+    parts = []
+    gpus = [gpu["name"] for gpu in fingerprint.get("gpus") or []]
+    for name in dict.fromkeys(gpus):
+        parts.append(name if gpus.count(name) == 1 else f"{gpus.count(name)} x {name}")
+    cpu = fingerprint.get("cpu") or {}
+    if cpu.get("model"):
+        parts.append(" ".join(cpu["model"].replace("(R)", "").replace("(TM)", "").split()))
+    if cores := cpu.get("available_cores"):
+        parts.append(f"{cores} core{'s' if cores > 1 else ''}")
+    return ", ".join(parts)

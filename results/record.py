@@ -1,0 +1,48 @@
+"""What happened to one request. The only schema that driver, store and metrics share."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Outcome(str, enum.Enum):
+    """How a request ended; everything but OK is a failure and stays in the records."""
+
+    OK = "ok"
+    SHORT_OUTPUT = "short_output"
+    """The engine ended the stream before the forced number of tokens."""
+    LONG_OUTPUT = "long_output"
+    HTTP_ERROR = "http_error"
+    CONNECTION_ERROR = "connection_error"
+    PROTOCOL_ERROR = "protocol_error"
+    """The stream could not be understood: bad JSON, no usage, an error event."""
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    """The run was stopped (Ctrl-C, dead engine) while the request was in flight or before it was issued."""
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request of a run.
+
+    All `_ns` values are integer nanoseconds of a monotonic clock relative to the start of the run's schedule; those of
+    a warm-up request are relative to the start of the warm-up, which ends before the schedule starts.
+    `scheduled_ns` is the arrival drawn up front; `issued_ns` is when the client really sent it.
+    """
+
+    index: int
+    warmup: bool = False
+    prompt_tokens: int
+    requested_output_tokens: int
+    output_tokens: int = 0
+    """As counted by the engine's usage report; events of a stream may carry more than one token."""
+    scheduled_ns: int
+    issued_ns: int | None = None
+    first_token_ns: int | None = None
+    token_ns: list[int] = []
+    """Arrival of each streamed event that carried at least one token, in order."""
+    ended_ns: int | None = None
+    outcome: Outcome
+    http_status: int | None = None
+    error: str | None = None

@@ -1,0 +1,253 @@
+"""Run folders: run.json first, requests.jsonl as it happens, requests.parquet and summary.json at the end.
+
+Nothing is ever overwritten, and a folder is readable at any moment, whatever killed the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from neobench.results.columns import RecordColumns
+from neobench.results.metrics import summarise
+from neobench.results.record import RequestRecord
+from neobench.results.validity import judge
+
+SCHEMA = "neobench/v1"
+
+RUN_FILE = "run.json"
+REQUESTS_FILE = "requests.jsonl"
+PARQUET_FILE = "requests.parquet"
+SUMMARY_FILE = "summary.json"
+
+ProvenanceKind = Literal["measured", "emulated", "modelled"]
+
+
+class StoreError(Exception):
+    """A run folder cannot be written or read; the message names the file, and the line where there is one."""
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the numbers come from. Kinds are never mixed on one curve without a mark."""
+
+    kind: ProvenanceKind
+    command: list[str]
+    commit: str | None
+    """Of the neobench source tree; None outside a checkout, "-dirty" at the end with uncommitted changes."""
+    started_at: str
+    """ISO 8601, UTC."""
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """run.json: everything known before the first request."""
+
+    schema: str = SCHEMA
+    spec: dict[str, Any]
+    spec_hash: str
+    num_requests: int
+    """Measured requests asked for, so that a killed run knows what it lacks."""
+    request_rate: float | None
+    """Requests per second; None: all at once."""
+    provenance: Provenance
+    fingerprint: dict[str, Any]
+    engine: dict[str, Any]
+    workload: dict[str, Any] = {}
+    """Where the lengths come from, what they are, and whether they were scaled down to the model's context."""
+
+
+class RunFolder:
+    """The writing side of one run folder."""
+
+    def __init__(self, path: Path, requests_fd: int) -> None:
+        self.path = path
+        self.columns = RecordColumns()
+        self._requests_fd: int | None = requests_fd
+        self._encoder = msgspec.json.Encoder()
+        self._sync_failure: StoreError | None = None
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Raises StoreError if something is there already: a run never overwrites another."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+            return cls(path, os.open(path / REQUESTS_FILE, flags, 0o644))
+        except OSError as error:
+            raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
+
+    def write_run(self, run: RunInfo) -> None:
+        _write_atomically(self.path / RUN_FILE, encode_pretty(run))
+
+    def append(self, record: RequestRecord) -> None:
+        """One line, handed to the kernel before returning: a SIGKILL after this call does not lose it."""
+        if self._sync_failure is not None:
+            raise self._sync_failure
+        line = memoryview(self._encoder.encode(record) + b"\n")
+        try:
+            # A full disk may take part of a line before it refuses the rest.
+            while line:
+                line = line[os.write(self._open_fd(), line) :]
+        except OSError as error:
+            raise self._write_error(error) from error
+        self.columns.append(record)
+
+    def sync(self) -> None:
+        """Push what was appended to the disk itself, against a power cut. Blocks; call it beside the event loop.
+
+        A failure is raised here and again by the next `append`.
+        """
+        try:
+            os.fsync(self._open_fd())
+        except OSError as error:
+            self._sync_failure = self._write_error(error)
+            raise self._sync_failure from error
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write requests.parquet and summary.json, and close. After an error the raw rows are still there."""
+        import pyarrow.parquet as pq
+
+        self.sync()
+        with _atomic_path(self.path / PARQUET_FILE) as parquet_path:
+            pq.write_table(self.columns.to_arrow(), parquet_path, compression="zstd")
+        _write_atomically(self.path / SUMMARY_FILE, encode_pretty(summary))
+        self.close()
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._requests_fd is not None:
+            os.close(self._requests_fd)
+            self._requests_fd = None
+
+    def _open_fd(self) -> int:
+        assert self._requests_fd is not None, "the run folder is closed"
+        return self._requests_fd
+
+    def _write_error(self, error: OSError) -> StoreError:
+        kept = f"{len(self.columns)} records are kept in it"
+        if error.errno == errno.ENOSPC:
+            return StoreError(f"the disk is full: cannot write {self.path / REQUESTS_FILE}; {kept}")
+        return StoreError(f"cannot write {self.path / REQUESTS_FILE}: {error.strerror}; {kept}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    path: Path
+    info: RunInfo
+    columns: RecordColumns
+    summary: dict[str, Any]
+    """As stored, or recomputed from the rows when the run was killed before it could write one."""
+    complete: bool
+    """False when the summary had to be recomputed."""
+    problems: tuple[str, ...]
+    """What was tolerated while reading: a sentence each."""
+
+
+def load_run(path: Path) -> Run:
+    """Read a run folder, also of a run that was killed at any moment after run.json was written.
+
+    Raises StoreError, naming file and line, for anything that is not a run or is not what this version writes.
+    """
+    info = _decode_file(path / RUN_FILE, RunInfo)
+    _check_schema(path / RUN_FILE, info.schema)
+    problems: list[str] = []
+    columns = RecordColumns(iter_records(path, problems))
+    complete = (path / SUMMARY_FILE).exists()
+    if complete:
+        summary = _decode_file(path / SUMMARY_FILE, dict[str, Any])
+        _check_schema(path / SUMMARY_FILE, summary.get("schema"))
+    else:
+        num_measured = int((~columns.warmup).sum())
+        cut_short = f"The run was cut short: {num_measured} of {info.num_requests} requests were recorded."
+        summary = build_summary(info, columns, engine_stats={}, incidents=[cut_short, *problems])
+    return Run(path, info, columns, summary, complete, tuple(problems))
+
+
+def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[RequestRecord]:
+    """The rows of a run folder in the order they were recorded.
+
+    A last line without its end, as a kill or a full disk leaves it, is skipped and put into `problems` as a sentence.
+    """
+    decoder = msgspec.json.Decoder(RequestRecord)
+    requests_path = path / REQUESTS_FILE
+    try:
+        with requests_path.open("rb") as lines:
+            for line_number, line in enumerate(lines, start=1):
+                try:
+                    yield decoder.decode(line)
+                except msgspec.MsgspecError as error:
+                    if line.endswith(b"\n"):
+                        raise StoreError(f"{requests_path}, line {line_number}: {error}") from error
+                    if problems is not None:
+                        problems.append(f"The last line of {REQUESTS_FILE} (line {line_number}) was half written.")
+    except OSError as error:
+        raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+
+
+def build_summary(
+    info: RunInfo, columns: RecordColumns, *, engine_stats: Mapping[str, int | float], incidents: Sequence[str] = ()
+) -> dict[str, Any]:
+    """summary.json: metrics, validity, the engine's counters over the schedule, provenance."""
+    metrics = summarise(columns, request_rate=info.request_rate)
+    return {
+        "schema": SCHEMA,
+        "spec_hash": info.spec_hash,
+        "backend": info.spec["engine"]["name"],
+        "model_id": info.spec["model"],
+        "workload": info.spec["workload"]["name"],
+        "validity": judge(metrics, incidents),
+        **metrics,
+        "engine_stats": dict(engine_stats),
+        "provenance": msgspec.to_builtins(info.provenance),
+    }
+
+
+def encode_pretty(value: Any) -> bytes:
+    """Indented JSON with a final newline; what JSON has no type for is written as text."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n"
+
+
+def _decode_file(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise StoreError(f"{path.parent} is not a run folder: cannot read {path.name}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _check_schema(path: Path, schema: object) -> None:
+    if schema != SCHEMA:
+        raise StoreError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
+
+
+@contextmanager
+def _atomic_path(path: Path) -> Iterator[Path]:
+    """A path to write to; it gets the name `path` only once all of it is on the disk."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        # After a full disk even this may fail, and the reason to report is the first one.
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
+        raise StoreError(f"cannot write {path}: {reason}; the rows in {REQUESTS_FILE} are kept") from error
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    with _atomic_path(path) as unfinished:
+        unfinished.write_bytes(content)

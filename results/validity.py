@@ -1,0 +1,77 @@
+"""Whether a run may be believed, and if not, why: one sentence a reason, with the numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neobench.results.record import Outcome
+
+LAG_LIMIT_MS = 5.0
+LAG_LIMIT_SHARE_OF_TTFT = 0.01
+MIN_ACHIEVED_SHARE = 0.99
+MAX_FAILED_SHARE = 0.01
+"""With failures counted as infinitely late, a p99 exists only while they are no more than 1 % of the requests."""
+
+
+def judge(metrics: Mapping[str, Any], incidents: Sequence[str] = ()) -> dict[str, Any]:
+    """{"valid": bool, "reasons": [sentence, ...]} for the metrics of one run.
+
+    `incidents` are sentences about what went wrong outside any single request (the engine died, the run was killed).
+    """
+    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *_client_lag(metrics)]
+    return {"valid": not reasons, "reasons": reasons}
+
+
+def lag_limit_ms(metrics: Mapping[str, Any]) -> float:
+    """max(5 ms, 1 % of the median TTFT): lag below this cannot be told from the latency it would distort."""
+    return max(LAG_LIMIT_MS, LAG_LIMIT_SHARE_OF_TTFT * (metrics["median_ttft_ms"] or 0.0))
+
+
+def _interruption(metrics: Mapping[str, Any]) -> list[str]:
+    num_interrupted = metrics["outcomes"][Outcome.INTERRUPTED.value]
+    if not num_interrupted:
+        return []
+    return [
+        f"The run was interrupted: {num_interrupted} of {metrics['num_prompts']} requests did not run to their end."
+    ]
+
+
+def _failures(metrics: Mapping[str, Any]) -> list[str]:
+    num_prompts = metrics["num_prompts"]
+    if not metrics["completed"]:
+        return [f"Nothing completed: 0 of {num_prompts} requests returned what was asked for."]
+    failures = {
+        outcome: count
+        for outcome, count in metrics["outcomes"].items()
+        if count and outcome not in (Outcome.OK.value, Outcome.INTERRUPTED.value)
+    }
+    num_failed = sum(failures.values())
+    if num_failed <= MAX_FAILED_SHARE * num_prompts:
+        return []
+    kinds = ", ".join(f"{count} {outcome}" for outcome, count in failures.items())
+    share = f"{num_failed} of {num_prompts} requests failed ({num_failed / num_prompts:.1%}; {kinds})"
+    return [f"{share}; the limit is {MAX_FAILED_SHARE:.0%}, beyond which no p99 exists."]
+
+
+def _client_lag(metrics: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    limit_ms = lag_limit_ms(metrics)
+    lag_p99_ms = metrics["lag_p99_ms"]
+    if lag_p99_ms is not None and lag_p99_ms > limit_ms:
+        reasons.append(
+            f"The client fell behind its schedule: lag p99 {lag_p99_ms:.1f} ms is over the limit of {limit_ms:.1f} ms "
+            "(5 ms or 1% of the median TTFT)."
+        )
+    offered, achieved = metrics["offered_request_rate"], metrics["achieved_request_rate"]
+    if not offered or not achieved or achieved >= MIN_ACHIEVED_SHARE * offered:
+        return reasons
+    # Over a span of few milliseconds the ratio says nothing; only a schedule that slipped by a lag that matters counts.
+    slip_ms = 1e3 * (metrics["issued_requests"] - 1) * (1 / achieved - 1 / offered)
+    if slip_ms > limit_ms:
+        reasons.append(
+            f"The client did not deliver the load: {achieved:.2f} of {offered:.2f} requests/s "
+            f"({achieved / offered:.1%}, at least {MIN_ACHIEVED_SHARE:.0%} is required); "
+            f"the schedule slipped by {slip_ms:.1f} ms."
+        )
+    return reasons

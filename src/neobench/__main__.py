@@ -1,0 +1,5 @@
+"""`python -m neobench` is the same as `neobench`."""
+
+from neobench.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""The command line: the composition root, which alone knows everybody. Each command is imported when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+import click
+
+from neobench import __version__
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("neobench.cli.run:run", "Measure engines under a workload at one or several request rates."),
+    "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
+    "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
+    "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        # click would import every command for its help line; --help must answer at once.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 regression, 4 the run is invalid (the reasons are printed).",
+)
+@click.version_option(__version__, prog_name="neobench")
+def main() -> None:
+    """Measure LLM serving engines with numbers you can defend.
+
+    \b
+    neobench run --engine neo --workload carperai
+    neobench run --engine neo,gpu_only --workload carperai --rate 2,4,8
+    neobench run --help
+    """

@@ -1,0 +1,29 @@
+"""From command-line options to the settings of neobench's own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neobench.neo_engine.config import ConfigError, EngineConfig
+from neobench.neo_engine.scheduler.policy import check_policy_name
+
+_FIELDS = {"host_memory": "host_memory_bytes", "profile": "profile_path"}
+
+
+def engine_config(options: Mapping[str, Any], *, policy: str) -> EngineConfig:
+    """Options are named as in `engine_options`; those that are None keep EngineConfig's default.
+
+    Raises click.UsageError with the engine's own sentence for settings that cannot work.
+    """
+    settings = {_FIELDS.get(name, name): value for name, value in options.items() if value is not None}
+    if "profile_path" in settings:
+        settings["profile_path"] = Path(settings["profile_path"])
+    try:
+        check_policy_name(policy)
+        return EngineConfig(policy=policy, **settings)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None

@@ -1,0 +1,69 @@
+"""Option types and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def size(value: str) -> int:
+    """A number of bytes, with a binary unit if wanted: 1073741824, 512MiB, 2G."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", value.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write bytes or e.g. 512MiB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def rates(value: str) -> tuple[float, ...]:
+    """Positive request rates, comma-separated."""
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a rate or a list of rates, e.g. 2 or 0.5,1,2") from None
+    if not all(0 < number < float("inf") for number in numbers):
+        raise click.BadParameter("rates are requests per second, above 0 and finite")
+    if len(set(numbers)) != len(numbers):
+        raise click.BadParameter(f"{value!r} has a rate twice")
+    return numbers
+
+
+def names(value: str) -> tuple[str, ...]:
+    """Different names, comma-separated."""
+    parts = tuple(part.strip() for part in value.split(","))
+    if not all(parts) or len(set(parts)) != len(parts):
+        raise click.BadParameter(f"{value!r} is not a comma-separated list of different names")
+    return parts
+
+
+def engine_options(command: _Command) -> _Command:
+    """Settings of neobench's own engine. Their names are the fields of EngineConfig; None leaves its default."""
+    for option in reversed(
+        (
+            click.option(
+                "--model",
+                default="tiny",
+                show_default=True,
+                help="A named shape with random weights (see `neobench list models`) or a Hugging Face Llama folder.",
+            ),
+            click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of weights and KV."),
+            click.option("--device-blocks", type=click.IntRange(1), help="KV blocks of the device tier."),
+            click.option("--host-memory", type=size, metavar="SIZE", help="KV memory of the host tier, e.g. 2GiB."),
+            click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block."),
+            click.option("--max-model-tokens", type=click.IntRange(2), help="Longest prompt plus output."),
+            click.option("--device-threads", type=click.IntRange(1), help="Cores of the emulated device (no GPU)."),
+            click.option("--host-threads", type=click.IntRange(1), help="Cores for attention on the host."),
+            click.option(
+                "--profile",
+                type=click.Path(exists=True, dir_okay=False),
+                help="Cost tables from `neobench profile`; default: the kept ones, or a quick measurement at start.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command

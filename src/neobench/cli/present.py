@@ -1,0 +1,34 @@
+"""What `neobench run` shows at its end: one table, and one figure when there is a curve to draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from neobench.reports.run import ReportRun
+
+
+def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
+    """Table on stdout and as table.md, load-latency.{png,pdf,svg,csv} for two runs and more, paths on stderr."""
+    from neobench.reports.tables import runs_markdown, runs_table
+
+    runs = [_read(path) for path in run_paths]
+    (folder / "table.md").write_text(runs_markdown(runs))
+    if not quiet:
+        from rich.console import Console
+
+        Console().print(runs_table(runs))
+    if len(runs) > 1:
+        from neobench.reports.figures import save_load_latency
+
+        save_load_latency(runs, folder / "load-latency")
+    if not quiet:
+        click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
+
+
+def _read(path: Path) -> ReportRun:
+    run, summary = (json.loads((path / name).read_text()) for name in ("run.json", "summary.json"))
+    return ReportRun.from_documents(run, summary)

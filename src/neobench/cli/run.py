@@ -1,0 +1,167 @@
+"""`neobench run`: options, plan, table, figure, exit code. The measuring is in session.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neobench.cli.options import engine_options, names, rates
+from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+
+EXIT_ERROR = 1
+EXIT_INVALID = 4
+
+
+@click.command()
+@click.option(
+    "--engine",
+    "engines",
+    type=names,
+    metavar="NAMES",
+    default="neo",
+    show_default=True,
+    help="One or several, comma-separated.",
+)
+@click.option("--workload", default="carperai", show_default=True, help="See `neobench list workloads`.")
+@click.option(
+    "--workload-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Lengths from a local file instead of the shipped table.",
+)
+@click.option(
+    "--rate",
+    "rates",
+    type=rates,
+    metavar="RATES",
+    default="4",
+    show_default=True,
+    help="Requests per second; several, comma-separated, make a curve.",
+)
+@click.option(
+    "--num-requests", type=click.IntRange(1), default=100, show_default=True, help="Measured requests at each rate."
+)
+@click.option(
+    "--num-warmup",
+    type=click.IntRange(0),
+    default=4,
+    show_default=True,
+    help="Requests before each schedule starts; not in the figures.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of lengths, prompts, arrivals and weights."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds after which a request counts as failed.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A new folder for the runs; default: runs/<date>-<workload>-<model>.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print summary.json alone on stdout (a list of them for several runs)."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
+@engine_options
+def run(as_json: bool, dry_run: bool, output: Path | None, workload_file: str | None, **options: Any) -> None:
+    """Measure engines under a workload at one or several request rates.
+
+    Requests arrive as a Poisson process drawn up front; the client never waits for the engine. Each engine and rate
+    leaves a run folder (run.json, requests.jsonl, requests.parquet, summary.json); together they make one load-latency
+    figure (PNG, PDF, SVG). Ctrl-C ends cleanly and keeps what was measured.
+
+    \b
+    neobench run --engine neo --workload carperai
+    neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
+    neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
+    neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
+    """
+    common = {
+        name: options.pop(name)
+        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
+    }
+    _check_engines(common["engines"])
+    session = Session(
+        **common,
+        workload_options={"file": workload_file} if workload_file else {},
+        model=options.pop("model"),
+        engine_options={name: value for name, value in options.items() if value is not None},
+        folder=output or _default_folder(common["workload"]),
+        quiet=as_json,
+    )
+    if dry_run:
+        _show_plan(session, as_json=as_json)
+        return
+    from neobench.harness.runner import run_async
+
+    if session.folder.exists() and any(session.folder.iterdir()):
+        raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
+    run_async(measure_all(session))
+    _finish(session, as_json=as_json)
+
+
+def _check_engines(chosen: Sequence[str]) -> None:
+    from neobench.engines.launch import nearest_names
+    from neobench.engines.registry import ENGINES
+
+    for name in chosen:
+        if name not in ENGINES:
+            raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
+
+
+def _default_folder(workload: str) -> Path:
+    slug = "".join(character if character.isalnum() else "-" for character in workload)
+    stem = Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{slug}"
+    number, folder = 1, stem
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return folder
+
+
+def _show_plan(session: Session, *, as_json: bool) -> None:
+    import msgspec
+
+    facts = draw_prompts(session, session.rates[0]).facts
+    specs = [
+        msgspec.to_builtins(run_spec(session, engine, rate)) for engine in session.engines for rate in session.rates
+    ]
+    if as_json:
+        click.echo(json.dumps({"runs": specs, "workload": facts, "output": str(session.folder)}, indent=2))
+        return
+    arrivals_s = len(session.engines) * sum(session.num_requests / rate for rate in session.rates)
+    for spec in specs:
+        click.echo(
+            f"{spec['engine']['name']:<10} {spec['workload']['name']} on {spec['model']}: "
+            f"{spec['num_requests']} requests at {spec['arrival']['rate']:g}/s"
+        )
+    click.echo(json.dumps(facts, indent=2))
+    click.echo(f"Arrivals alone take {arrivals_s:.0f} s. Results would go to {session.folder}.")
+
+
+def _finish(session: Session, *, as_json: bool) -> None:
+    """Table, figure, exit code."""
+    finished = [path for path in session.run_paths if (path / "summary.json").exists()]
+    summaries = [json.loads((path / "summary.json").read_text()) for path in finished]
+    if summaries:
+        from neobench.cli.present import present
+
+        if as_json:
+            wants_one = len(session.engines) * len(session.rates) == 1
+            click.echo(json.dumps(summaries[0] if wants_one else summaries, indent=2))
+        present(finished, session.folder, quiet=as_json)
+    if session.errors:
+        sys.exit(EXIT_ERROR)
+    if session.interrupted or not all(summary["validity"]["valid"] for summary in summaries):
+        sys.exit(EXIT_INVALID)

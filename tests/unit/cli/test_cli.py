@@ -1,0 +1,131 @@
+"""The command line without an engine behind it: help, plans, errors, exit codes, the null engine end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from neobench.cli import main
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def run_null(folder: Path, *arguments: str) -> Result:
+    return invoke(
+        "run", "--engine", "null", "--rate", "400", "--num-requests", "60", "--output", str(folder), *arguments
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["serve", "--help"], ["profile", "--help"]])
+def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom neobench.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'aiohttp', 'pyarrow', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "neobench" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "Did you mean 'run'?"),
+        (["run", "--engine", "ne0"], "neo"),
+        (["run", "--workload", "carperay"], "carperai"),
+        (["run", "--model", "llama-3-8b"], "llama-3.1-8b"),
+        (["run", "--rate", "fast"], "not a rate"),
+        (["run", "--rate", "1,0"], "above 0"),
+        (["run", "--rate", "1,1"], "twice"),
+        (["run", "--host-memory", "much"], "512MiB"),
+        (["run", "--device-blocks", "0"], "x>=1"),
+        (["run", "--max-model-tokens", "100000"], "between 2 and 2048"),
+        (["serve", "--policy", "gpu-only"], "did you mean gpu_only"),
+        (["list", "colours"], "engines"),
+    ],
+)
+def test_wrong_input_is_a_usage_error_that_says_the_fix(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+
+
+def test_list_names_everything() -> None:
+    assert {"neo", "gpu_only", "null"} <= set(invoke("list", "engines").output.split())
+    assert "carperai" in invoke("list", "workloads").output
+    models = invoke("list", "models").output
+    assert "llama-3.1-70b" in models
+    assert "70.6 B" in models
+
+
+def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shown = run_null(folder, "--dry-run")
+    assert shown.exit_code == 0
+    assert "60 requests at 400/s" in shown.output
+    plan = json.loads(run_null(folder, "--dry-run", "--json").output)
+    assert plan["runs"][0]["engine"]["name"] == "null"
+    assert plan["workload"]["scaling"] is None
+    assert not folder.exists()
+
+
+def test_one_run_leaves_all_its_files_and_json_is_alone_on_stdout(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    result = run_null(folder, "--json")
+    summary: dict[str, Any] = json.loads(result.stdout)
+    run = folder / "null-rate-400"
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert {path.name for path in run.iterdir()} == {"run.json", "requests.jsonl", "requests.parquet", "summary.json"}
+    assert summary["completed"] == 60
+    assert summary["backend"] == "null"
+    assert result.exit_code == (0 if summary["validity"]["valid"] else 4)
+    stored = json.loads((run / "run.json").read_text())
+    assert stored["workload"]["workload"]["name"] == "carperai"
+    assert stored["spec"]["num_warmup"] == 4
+
+
+def test_several_rates_make_a_figure_and_a_list(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    result = run_null(folder, "--json", "--rate", "300,600")
+    assert [summary["request_rate"] for summary in json.loads(result.stdout)] == [300.0, 600.0]
+    for suffix in ("png", "pdf", "svg", "csv"):
+        assert (folder / f"load-latency.{suffix}").stat().st_size > 0
+    assert "null" in (folder / "table.md").read_text()
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    result = run_null(tmp_path)
+    assert result.exit_code == 2
+    assert "never overwritten" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_lengths_are_scaled_to_a_short_context_and_the_run_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    result = run_null(folder, "--max-model-tokens", "128")
+    assert "Note:" in result.stderr
+    scaling = json.loads((folder / "null-rate-400" / "run.json").read_text())["workload"]["scaling"]
+    assert scaling["max_model_tokens"] == 128
+    assert 0 < scaling["factor"] < 1
+
+
+def test_workload_file_replaces_the_shipped_table(tmp_path: Path) -> None:
+    lengths = tmp_path / "lengths.json"
+    lengths.write_text(json.dumps([{"prompt": 10, "max_tokens": 3}] * 80))
+    result = run_null(tmp_path / "runs", "--json", "--workload-file", str(lengths))
+    assert json.loads(result.stdout)["total_output_tokens"] == 180
+    lengths.write_text('[{"prompt": 10}]')
+    broken = run_null(tmp_path / "again", "--workload-file", str(lengths))
+    assert broken.exit_code == 2
+    assert "max_tokens" in broken.output

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neobench.engines.launch import Launch
+from neobench.engines.neo import NeoEngine
+from neobench.engines.registry import ENGINES, create
+from neobench.harness.engine import EngineError
+from neobench.harness.request import PromptRequest
+from neobench.results.record import Outcome
+
+from .conftest import Arrivals
+
+SERVER = """
+import asyncio, json, sys
+from aiohttp import web
+
+async def complete(request):
+    asked = await request.json()
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(asked["max_tokens"]):
+        await response.write(b'data: {"choices":[{"text":"","finish_reason":null}]}\\n\\n')
+    usage = {"choices": [], "usage": {"completion_tokens": asked["max_tokens"]}}
+    await response.write(b"data: " + json.dumps(usage).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+    return response
+
+def answer(content):
+    async def handler(request):
+        return web.json_response(content)
+    return handler
+
+app = web.Application()
+app.router.add_get("/health", answer({}))
+app.router.add_get("/v1/models", answer({"data": [{"id": "tiny"}]}))
+app.router.add_get("/info", answer({"vocab_size": 512, "argv": sys.argv[1:]}))
+app.router.add_get("/stats", answer({"gpu_decode_tokens": 5, "cpu_decode_tokens": 7, "mode": "x", "ok": True}))
+app.router.add_post("/v1/completions", complete)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+web.run_app(app, host="127.0.0.1", port=port, print=None)
+"""
+
+
+def launch(tmp_path: Path, **options: Any) -> Launch:
+    return Launch(model="tiny-llama", options=options, log_path=tmp_path / "server.log")
+
+
+def test_an_unknown_engine_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="unknown engine 'gpuonly'; did you mean gpu_only"):
+        create("gpuonly", launch(tmp_path))
+
+
+def test_every_engine_can_be_made_and_has_its_name(tmp_path: Path) -> None:
+    for name, entry in ENGINES.items():
+        assert create(name, launch(tmp_path)).name == name
+        assert entry.description
+
+
+def test_importing_the_registry_loads_nothing_heavy() -> None:
+    heavy = ("aiohttp", "numpy", "msgspec", "torch")
+    code = f"import sys, neobench.engines.registry; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_options_become_flags_of_serve(tmp_path: Path) -> None:
+    engine = create("gpu_only", launch(tmp_path, host_memory="2GB", device_blocks=64, seed=None))
+    assert isinstance(engine, NeoEngine)
+    assert engine.command(8123) == [
+        *[sys.executable, "-m", "neobench", "serve", "--policy", "gpu_only", "--model", "tiny-llama"],
+        *["--port", "8123", "--device-blocks", "64", "--host-memory", "2GB"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("neo", {"device_block": 3}, "unknown engine option 'device_block'; did you mean device_blocks"),
+        ("neo", {"start_timeout_s": "soon"}, "start_timeout_s must be a number of seconds, not 'soon'"),
+        ("null", {"seed": 3}, "takes no options"),
+    ],
+)
+def test_impossible_options_are_refused(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        create(name, launch(tmp_path, **options))
+
+
+async def test_neo_from_start_to_stop_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "server.py").write_text(SERVER)
+    engine = create("neo", launch(tmp_path, device_blocks=8))
+    assert isinstance(engine, NeoEngine)
+    real_command = engine.command
+    monkeypatch.setattr(
+        engine, "command", lambda port: [sys.executable, str(tmp_path / "server.py"), *real_command(port)[4:]]
+    )
+    await engine.stop()
+    with pytest.raises(EngineError, match="neo is not started"):
+        await engine.check_alive()
+    for _ in range(2):
+        await engine.start()
+        await engine.check_alive()
+        facts = await engine.describe()
+        assert facts["vocab_size"] == 512
+        assert facts["served_models"] == ["tiny"]
+        assert facts["argv"][:4] == ["--policy", "asymmetric_pipeline", "--model", "tiny-llama"]
+        assert facts["flags"] == ["--device-blocks", "8"]
+        assert await engine.stats() == {"gpu_decode_tokens": 5, "cpu_decode_tokens": 7}
+        sink = Arrivals()
+        completion = await engine.generate(PromptRequest(index=0, prompt_token_ids=[1], output_tokens=9), sink)
+        assert (completion.outcome, completion.output_tokens, len(sink)) == (Outcome.OK, 9, 9)
+        await asyncio.gather(engine.stop(), return_exceptions=False)
+        await engine.stop()
+
+
+async def test_neo_can_be_stopped_after_a_failed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = create("neo", launch(tmp_path))
+    monkeypatch.setattr(engine, "command", lambda _port: [sys.executable, "-c", "exit('no weights')"])
+    with pytest.raises(EngineError, match="no weights"):
+        await engine.start()
+    await engine.stop()
+
+
+async def test_the_null_engine_answers_with_the_exact_number_of_tokens(tmp_path: Path) -> None:
+    engine = create("null", launch(tmp_path))
+    await engine.start()
+    sink = Arrivals()
+    completion = await engine.generate(PromptRequest(index=0, prompt_token_ids=[1], output_tokens=17), sink)
+    assert (completion.outcome, completion.output_tokens, len(sink)) == (Outcome.OK, 17, 17)
+    assert await engine.stats() == {}
+    assert (await engine.describe())["vocab_size"] > 0
+    await engine.check_alive()
+    await engine.stop()

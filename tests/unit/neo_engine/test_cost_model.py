@@ -1,0 +1,97 @@
+"""Interpolation, the paper's arithmetic, and profiles on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neobench.neo_engine.batch import DecodeRow, Mode, Prefill, SubBatch
+from neobench.neo_engine.cost_model import BatchLoad, CostModel, Curve, Profile, ProfileError, Surface
+from neobench.neo_engine.request import Tier
+
+
+def test_curve_is_exact_at_its_points_linear_between_and_goes_on_by_the_last_slope() -> None:
+    curve = Curve((1, 10, 20), (100.0, 190.0, 490.0))
+    assert [curve(size) for size in (1, 10, 20)] == [100.0, 190.0, 490.0]
+    assert curve(4) == pytest.approx(130.0)
+    assert curve(30) == pytest.approx(790.0)
+    assert curve(0) == 0.0
+
+
+def test_a_falling_last_slope_is_noise_and_never_predicts_less() -> None:
+    curve = Curve((1, 10, 20), (100.0, 190.0, 180.0))
+    assert curve(1000) == 180.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "times"),
+    [((), ()), ((1, 2), (1.0,)), ((2, 1), (1.0, 2.0)), ((1, 1), (1.0, 2.0)), ((0, 1), (1.0, 2.0)), ((1,), (-1.0,))],
+)
+def test_malformed_curves_are_refused(sizes: tuple[int, ...], times: tuple[float, ...]) -> None:
+    with pytest.raises(ProfileError):
+        Curve(sizes, times)
+
+
+@given(rows=st.integers(1, 600), context=st.integers(1, 20_000))
+def test_surface_reproduces_a_bilinear_law_inside_and_outside_its_grid(rows: int, context: int) -> None:
+    def law(r: float, c: float) -> float:
+        return 1000.0 + 50.0 * r + 3.0 * r * c
+
+    grid_rows, grid_contexts = (1, 8, 64), (1, 100, 1000)
+    surface = Surface(grid_rows, grid_contexts, tuple(tuple(law(r, c) for c in grid_contexts) for r in grid_rows))
+    assert surface(rows, rows * context) == pytest.approx(law(rows, context))
+    assert surface(0, 0) == 0.0
+
+
+def test_two_sub_batches_take_the_paper_s_time_plus_the_terms_it_leaves_out(costs: CostModel) -> None:
+    batch0 = SubBatch(
+        prefills=(Prefill(0, 300, Tier.DEVICE),),
+        device_decodes=(DecodeRow(1, 500),),
+        host_decodes=(DecodeRow(2, 700), DecodeRow(3, 900)),
+    )
+    batch1 = SubBatch(host_decodes=tuple(DecodeRow(10 + i, 4000) for i in range(8)))
+    tables = costs.tables
+    l0, l1 = tables.linear(303), tables.linear(8)
+    ga0 = tables.prefill_attention(300) + tables.device_decode(1, 500)
+    ca0, ca1 = tables.host_decode(2, 1600), tables.host_decode(8, 32_000)
+    predicted = costs.predict_plan(Mode.ASYMMETRIC, (batch0, batch1), moved_blocks=5)
+    expected = costs.num_layers * (max(l0, ca1) + max(l1 + ga0, ca0))
+    expected += tables.head(4) + tables.head(8) + tables.move(5) + tables.step_fixed_ns + tables.sub_batch_fixed_ns
+    assert predicted.total_ns == pytest.approx(expected, abs=1)
+    assert predicted.host_decode_ns == pytest.approx(costs.num_layers * (ca0 + ca1), abs=1)
+    assert ca1 > l0, "the example must leave some host time exposed"
+    assert predicted.host_wait_ns == pytest.approx(costs.num_layers * (ca1 - l0), abs=1)
+
+
+def test_one_sub_batch_hides_host_attention_behind_device_attention_only(costs: CostModel) -> None:
+    batch = SubBatch(device_decodes=(DecodeRow(0, 4000),), host_decodes=(DecodeRow(1, 4000),))
+    tables = costs.tables
+    wait = tables.host_decode(1, 4000) - tables.device_decode(1, 4000)
+    layer = tables.linear(2) + tables.device_decode(1, 4000) + wait
+    predicted = costs.predict_plan(Mode.SERIAL, (batch,))
+    assert predicted.total_ns == pytest.approx(costs.num_layers * layer + tables.head(2) + tables.step_fixed_ns, abs=1)
+
+
+def test_slack_is_the_paper_s_two_conditions(costs: CostModel) -> None:
+    load0 = BatchLoad(rows=10, device_rows=8, device_context=4000, host_rows=2, host_context=2000)
+    load1 = BatchLoad(rows=5, host_rows=5, host_context=5000)
+    tables = costs.tables
+    slack0, slack1 = costs.hides_host_attention(load0, load1)
+    assert slack0 == pytest.approx(tables.linear(5) + tables.device_decode(8, 4000) - tables.host_decode(2, 2000))
+    assert slack1 == pytest.approx(tables.linear(10) - tables.host_decode(5, 5000))
+
+
+def test_profile_survives_the_disk_and_bad_files_name_the_fix(costs: CostModel, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    profile = Profile({"cpu": "made up"}, costs.tables)
+    profile.save(path)
+    assert Profile.load(path) == profile
+    for bad in ("", "[]", "{}", '{"schema": "neobench/profile/v1", "key": {}, "tables": {"linear": {}}}'):
+        path.write_text(bad)
+        with pytest.raises(ProfileError, match="neobench profile"):
+            Profile.load(path)
+    with pytest.raises(ProfileError, match=r"nowhere\.json"):
+        Profile.load(tmp_path / "nowhere.json")

@@ -1,0 +1,212 @@
+"""The whole engine on the CPU: tokens must not depend on where KV lives, when it moves, or who shares a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from neobench.neo_engine.build import build_executor  # noqa: E402
+from neobench.neo_engine.config import EngineConfig  # noqa: E402
+from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
+from neobench.neo_engine.engine import NeoEngine  # noqa: E402
+from neobench.neo_engine.profiler import QUICK, cache_path, load_or_measure, measure, profile_key  # noqa: E402
+from neobench.neo_engine.request import SamplingParams  # noqa: E402
+
+Requests = list[tuple[list[int], SamplingParams]]
+
+
+def mixed_requests(count: int, *, seed: int = 0, longest_prompt: int = 150, vocab_size: int = 4096) -> Requests:
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.integers(0, vocab_size, rng.integers(1, longest_prompt)).tolist(),
+            SamplingParams(max_tokens=int(rng.integers(2, 40)), temperature=0.0, ignore_eos=True),
+        )
+        for _ in range(count)
+    ]
+
+
+def run_engine(config: EngineConfig, tables: CostTables, requests: Requests) -> tuple[list[list[int]], dict[str, Any]]:
+    """Tokens of each request in order, two arriving each step, and the engine's statistics."""
+    engine = NeoEngine(config, build_executor(config), CostModel(tables, config.shape.num_layers))
+    tokens: dict[int, list[int]] = {}
+    pending = list(requests)
+    try:
+        while pending or engine.has_work:
+            for prompt, params in pending[:2]:
+                tokens[engine.add_request(prompt, params)] = []
+            del pending[:2]
+            for output in engine.step():
+                assert output.token_id is not None
+                tokens[output.request_id].append(output.token_id)
+        stats = engine.stats()
+        assert stats["device_blocks_used"] == stats["host_blocks_used"] == 0
+        return list(tokens.values()), stats
+    finally:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def card() -> CostTables:
+    """Tables that make offloading worthwhile whatever this machine is, so that every mode is exercised."""
+    from neobench.neo_engine.cost_model import Curve, Surface
+
+    flat = Surface((1, 256), (16, 2048), ((1e4, 2e4), (2e4, 4e5)))
+    return CostTables(
+        linear=Curve((1, 128, 2048), (4e5, 4.1e5, 6e6)),
+        prefill_attention=Curve((1, 2048), (1e4, 1e6)),
+        device_decode=flat,
+        host_decode=Surface((1, 256), (16, 2048), ((3e4, 6e4), (3e5, 6e6))),
+        head=Curve((1, 256), (1e5, 2e5)),
+        move=Curve((1, 64), (1e4, 5e5)),
+        step_fixed_ns=1e5,
+        sub_batch_fixed_ns=1e5,
+    )
+
+
+@pytest.fixture(scope="module")
+def roomy(card: CostTables) -> list[list[int]]:
+    """The truth of the tests below: every request in a device tier that never fills."""
+    config = EngineConfig(policy="gpu_only", device_blocks=2000, host_memory_bytes=0, device_threads=1)
+    tokens, stats = run_engine(config, card, mixed_requests(50))
+    assert stats["preemptions"] == 0
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("policy", "device_blocks", "host_blocks", "expected"),
+    [
+        ("gpu_only", 20, 0, ["preemptions"]),
+        ("asymmetric_pipeline", 20, 400, ["cpu_decode_tokens", "iterations_asymmetric", "swaps_out", "swaps_in"]),
+        ("asymmetric_pipeline", 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
+    ],
+)
+def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
+    card: CostTables, roomy: list[list[int]], policy: str, device_blocks: int, host_blocks: int, expected: list[str]
+) -> None:
+    config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes)
+    tokens, stats = run_engine(config, card, mixed_requests(50))
+    assert tokens == roomy
+    assert {name: stats[name] for name in expected if not stats[name]} == {}
+    assert len({tuple(sequence) for sequence in tokens}) == 50, "degenerate output would prove nothing"
+
+
+def test_seeded_sampling_does_not_depend_on_policy_or_tier_sizes(card: CostTables) -> None:
+    requests = [
+        (prompt, replace(params, temperature=0.8, top_p=0.9, top_k=50, seed=index))
+        for index, (prompt, params) in enumerate(mixed_requests(12, seed=1))
+    ]
+    outputs = []
+    for policy, device_blocks in (("gpu_only", 500), ("gpu_only", 20), ("asymmetric_pipeline", 12)):
+        config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+        outputs.append(run_engine(config, card, requests)[0])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        {
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ],
+    ids=["mha", "gqa-tied", "mqa-llama3"],
+)
+def test_offloaded_greedy_tokens_equal_transformers_generate(
+    card: CostTables, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    hf_config = transformers.LlamaConfig(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=320,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        eos_token_id=None,
+        bos_token_id=None,
+        initializer_range=0.2,
+        **settings,
+    )
+    truth = transformers.LlamaForCausalLM(hf_config).eval()
+    truth.save_pretrained(tmp_path)
+    requests = mixed_requests(8, seed=2, vocab_size=512)
+    config = EngineConfig(
+        model=str(tmp_path), policy="asymmetric_pipeline", device_blocks=12, device_threads=1, host_threads=1
+    )
+    tokens, stats = run_engine(config, card, requests)
+    assert stats["cpu_decode_tokens"] > 0
+    for (prompt, params), ours in zip(requests, tokens, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            generated = truth.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=params.max_tokens,
+                min_new_tokens=params.max_tokens,
+                pad_token_id=0,
+            )
+        assert ours == generated[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs_on_both_tiers(card: CostTables, dtype: Any) -> None:
+    config = EngineConfig(policy="asymmetric_pipeline", dtype=dtype, device_blocks=20, device_threads=1, host_threads=1)
+    requests = mixed_requests(10, seed=3)
+    tokens, stats = run_engine(config, card, requests)
+    assert [len(sequence) for sequence in tokens] == [params.max_tokens for _, params in requests]
+    assert stats["cpu_decode_tokens"] > 0
+
+
+def test_profile_is_measured_once_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = EngineConfig(device_blocks=64, device_threads=1, host_threads=1, max_batch_tokens=256)
+    executor = build_executor(config)
+    try:
+        first = load_or_measure(config, executor)
+        assert cache_path(first.key).is_file()
+        assert load_or_measure(config, executor) == first, "the kept profile is used, not measured again"
+        for curve in (first.tables.linear, first.tables.prefill_attention, first.tables.head, first.tables.move):
+            assert 0 < curve.times_ns[0] <= curve.times_ns[-1]
+        assert first.tables.host_decode(64, 64 * 256) > first.tables.host_decode(1, 16) > 0
+
+        other = tmp_path / "other.json"
+        Profile({**first.key, "dtype": "bfloat16", "cpu": "another"}, first.tables).save(other)
+        with pytest.raises(ProfileError, match="another cpu, dtype"):
+            load_or_measure(replace(config, profile_path=other), executor)
+        assert profile_key(config, executor) != profile_key(replace(config, dtype="bfloat16"), executor)
+    finally:
+        executor.close()
+
+
+def test_a_point_that_is_too_slow_ends_its_series() -> None:
+    config = EngineConfig(device_blocks=64, device_threads=1, host_threads=1)
+    executor = build_executor(config)
+    try:
+        hasty = replace(QUICK, max_point_seconds=1e-6)
+        tables = measure(config, executor, hasty)
+        assert tables.linear.sizes == (QUICK.row_sizes[0],)
+        assert tables.linear(2048) >= tables.linear(1)
+    finally:
+        executor.close()

@@ -1,0 +1,59 @@
+import pytest
+
+from neobench.results.columns import RecordColumns
+from neobench.results.metrics import summarise
+from neobench.results.record import Outcome
+from neobench.results.validity import judge
+
+
+def verdict(records, **options):
+    return judge(summarise(RecordColumns(records), request_rate=1.0), **options)
+
+
+def test_a_clean_run_is_valid(make_record):
+    records = [make_record(i, scheduled=100 * i, lag=1, tokens_at=(100 * i + 20,)) for i in range(20)]
+    assert verdict(records) == {"valid": True, "reasons": []}
+
+
+def test_lag_is_held_against_five_milliseconds_or_one_percent_of_ttft(make_record):
+    def lagging(ttft_ms):
+        return [make_record(i, scheduled=100 * i, lag=8, tokens_at=(100 * i + ttft_ms,)) for i in range(20)]
+
+    assert not verdict(lagging(700))["valid"]
+    assert verdict(lagging(900))["valid"]
+    (reason,) = verdict(lagging(50))["reasons"]
+    assert "8.0 ms" in reason
+    assert "5.0 ms" in reason
+
+
+def test_load_that_was_not_delivered(make_record):
+    records = [make_record(i, scheduled=10 * i, lag=i, tokens_at=(10 * i + 1_985,)) for i in range(21)]
+    (reason,) = verdict(records)["reasons"]
+    assert "90.91 of 100.00 requests/s (90.9%" in reason
+    assert "slipped by 20.0 ms" in reason
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_handful_of_requests_is_not_condemned_by_a_ratio(make_record, count):
+    records = [make_record(i, scheduled=2 * i, lag=2 * i, tokens_at=(50,)) for i in range(count)]
+    assert verdict(records)["valid"]
+
+
+@pytest.mark.parametrize(("num_failed", "valid"), [(1, True), (2, False)])
+def test_failures_beyond_one_percent(make_record, num_failed, valid):
+    outcomes = [Outcome.SHORT_OUTPUT] * num_failed + [Outcome.OK] * (100 - num_failed)
+    records = [make_record(i, scheduled=10 * i, tokens_at=(10 * i + 5,), outcome=o) for i, o in enumerate(outcomes)]
+    judged = verdict(records)
+    assert judged["valid"] is valid
+    if not valid:
+        assert "2 of 100" in judged["reasons"][0]
+        assert "2 short_output" in judged["reasons"][0]
+
+
+def test_nothing_completed_interrupted_and_incidents(make_record):
+    record = make_record(tokens_at=(), issued=False, outcome=Outcome.INTERRUPTED)
+    reasons = verdict([record], incidents=["The engine died: gone"])["reasons"]
+    assert reasons[0] == "The engine died: gone"
+    assert "1 of 1" in reasons[1]
+    assert "Nothing completed" in reasons[2]
+    assert not verdict([])["valid"]

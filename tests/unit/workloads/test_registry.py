@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neobench.workloads import carperai
+from neobench.workloads.registry import WORKLOADS, create
+from neobench.workloads.workload import WorkloadError
+
+
+def test_every_workload_can_be_made_and_describes_its_source() -> None:
+    arguments = {"synthetic": ":100,20"}
+    for name, entry in WORKLOADS.items():
+        workload = create(name + arguments.get(name, ""), {})
+        assert workload.name.startswith(name)
+        assert entry.description
+        assert workload.describe()["source"]
+        assert json.loads(json.dumps(workload.describe())) == workload.describe()
+        prompt_tokens, output_tokens = workload.draw_lengths(300, np.random.default_rng(0))
+        assert prompt_tokens.shape == output_tokens.shape == (300,)
+        assert prompt_tokens.min() >= 1
+        assert output_tokens.min() >= 1
+        longest = workload.longest_request_tokens()
+        assert longest is not None
+        assert (prompt_tokens + output_tokens).max() <= longest
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(WorkloadError, match="did you mean carperai"):
+        create("carper", {})
+
+
+def test_importing_the_registry_loads_nothing_heavy() -> None:
+    heavy = ("numpy", "msgspec", "datasets")
+    code = f"import sys, neobench.workloads.registry; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert found.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt_range", "output_range"),
+    [
+        ("synthetic:100,20", (90, 110), (18, 22)),
+        ("synthetic:1,1", (1, 1), (1, 1)),
+        ("synthetic:15,7", (14, 16), (7, 7)),
+    ],
+)
+def test_synthetic_lengths_fill_their_range(
+    name: str, prompt_range: tuple[int, int], output_range: tuple[int, int]
+) -> None:
+    prompt_tokens, output_tokens = create(name, {}).draw_lengths(2_000, np.random.default_rng(0))
+    assert (prompt_tokens.min(), prompt_tokens.max()) == prompt_range
+    assert (output_tokens.min(), output_tokens.max()) == output_range
+
+
+@pytest.mark.parametrize(
+    "name", ["synthetic", "synthetic:", "synthetic:5", "synthetic:5,0", "synthetic:a,b", "synthetic:1,2,3"]
+)
+def test_a_bad_synthetic_argument_shows_the_form(name: str) -> None:
+    with pytest.raises(WorkloadError, match=f"'{name}' is not synthetic:IN,OUT"):
+        create(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("synthetic:5,5", {"seed": 1}, "takes no options"),
+        ("carperai:5", {}, "takes no argument"),
+        ("carperai", {"fil": "x"}, "unknown option 'fil'"),
+        ("carperai", {"file": "x.json", "tokenizer": "y"}, "not from both"),
+        ("carperai", {"tokenizer": "/nowhere/tokenizer.json"}, "cannot load the tokenizer"),
+    ],
+)
+def test_impossible_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        create(name, options)
+
+
+def test_a_local_file_is_used_up_before_a_row_comes_again(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.jsonl"
+    path.write_text("".join(f'{{"prompt": {n}, "max_tokens": {n + 1}}}\n' for n in range(1, 11)))
+    workload = create("carperai", {"file": str(path)})
+    prompt_tokens, output_tokens = workload.draw_lengths(25, np.random.default_rng(0))
+    assert sorted(prompt_tokens[:10]) == sorted(prompt_tokens[10:20]) == list(range(1, 11))
+    assert (output_tokens == prompt_tokens + 1).all()
+    assert workload.longest_request_tokens() == 21
+    assert workload.describe()["file_requests"] == 10
+
+
+def test_the_real_dataset_is_counted_with_the_given_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real `datasets` and `tokenizers`, on a folder in the dataset's form."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    (tmp_path / "model").mkdir()
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    rows = [{"prompt": "word " * n, "chosen": "TL;DR: " + "word " * (2 * n), "rejected": "no"} for n in range(1, 6)]
+    (dataset / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(carperai, "DATASET", str(dataset))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+    workload = create("carperai", {"tokenizer": str(tmp_path / "model")})
+    prompt_tokens, output_tokens = workload.draw_lengths(5, np.random.default_rng(0))
+
+    cue_tokens = 4
+    assert sorted(prompt_tokens - cue_tokens) == [1, 2, 3, 4, 5]
+    assert (output_tokens == 2 * (prompt_tokens - cue_tokens)).all()
+    assert workload.longest_request_tokens() is None
+    assert workload.describe()["dataset_rows"] == 5
+    monkeypatch.setattr(carperai, "DATASET", str(tmp_path / "nowhere"))
+    with pytest.raises(WorkloadError, match="leave the option 'tokenizer' out"):
+        create("carperai", {"tokenizer": str(tmp_path / "model")})

@@ -1,0 +1,131 @@
+"""Lengths -> the requests of a run: random token ids of the exact length, no two prompts with a common beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neobench.harness.request import PromptRequest
+from neobench.workloads.workload import TokenCounts, Workload, WorkloadError
+
+MAX_RESERVED_TOKEN_IDS = 256
+"""Ids below it are left out where the vocabulary is large enough: special tokens and raw bytes lie there."""
+
+
+def build_requests(
+    workload: Workload,
+    num_requests: int,
+    *,
+    length_rng: np.random.Generator,
+    prompt_rng: np.random.Generator,
+    vocab_size: int,
+    max_model_tokens: int | None,
+) -> tuple[list[PromptRequest], dict[str, Any]]:
+    """The requests of a run and the facts about them for run.json.
+
+    If the longest request does not fit `max_model_tokens`, all lengths are multiplied by the one factor that makes it
+    fit; info["scaling"] then has the factor and a sentence for the user, else it is None.
+    """
+    prompt_tokens, output_tokens = workload.draw_lengths(num_requests, length_rng)
+    assert len(prompt_tokens) == len(output_tokens) == num_requests >= 1
+    # The bound known in advance is preferred: the factor then depends on neither the seed nor the number of requests.
+    longest_tokens = workload.longest_request_tokens() or int((prompt_tokens + output_tokens).max())
+    scaling = None
+    if max_model_tokens is not None and longest_tokens > max_model_tokens:
+        prompt_tokens, output_tokens = (
+            scale_down(tokens, longest_tokens=longest_tokens, max_model_tokens=max_model_tokens)
+            for tokens in (prompt_tokens, output_tokens)
+        )
+        scaling = _describe_scaling(longest_tokens, max_model_tokens)
+    prompts = unique_prompts(prompt_tokens, vocab_size=vocab_size, rng=prompt_rng)
+    requests = [
+        PromptRequest(index=index, prompt_token_ids=prompt, output_tokens=int(output))
+        for index, (prompt, output) in enumerate(zip(prompts, output_tokens, strict=True))
+    ]
+    info = {
+        "workload": workload.describe(),
+        "prompt_tokens": _describe_lengths(prompt_tokens),
+        "output_tokens": _describe_lengths(output_tokens),
+        "scaling": scaling,
+        "first_token_id": _first_token_id(vocab_size),
+        "vocab_size": vocab_size,
+    }
+    return requests, info
+
+
+def scale_down(tokens: TokenCounts, *, longest_tokens: int, max_model_tokens: int) -> TokenCounts:
+    """tokens * max_model_tokens / longest_tokens, rounded down to at least 1.
+
+    A prompt and an output of together at most `longest_tokens` then fit `max_model_tokens` together.
+    """
+    if max_model_tokens < 2:
+        raise WorkloadError(f"a model context of {max_model_tokens} tokens has no room for a prompt and an output")
+    return np.maximum(1, tokens * max_model_tokens // longest_tokens)
+
+
+def unique_prompts(prompt_tokens: TokenCounts, *, vocab_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """One prompt of random token ids for each length, no two of which begin alike.
+
+    The leading tokens of the prompts are different numbers written in base (usable vocabulary): one token wherever the
+    vocabulary has as many ids as there are prompts. So no prefix cache, of whatever block size, gains anything.
+    """
+    num_prompts = len(prompt_tokens)
+    first_id = _first_token_id(vocab_size)
+    base = vocab_size - first_id
+    lead_tokens = _lead_tokens(num_prompts, base)
+    shortest = int(prompt_tokens.min())
+    if shortest < lead_tokens:
+        raise WorkloadError(
+            f"{num_prompts} prompts cannot all begin differently: the shortest has {shortest} token, and {base} usable "
+            f"ids need {lead_tokens}; use fewer requests, longer prompts or a larger vocabulary"
+        )
+    token_ids = rng.integers(first_id, vocab_size, size=int(prompt_tokens.sum()))
+    ends = np.cumsum(prompt_tokens)
+    codes = rng.choice(base**lead_tokens, size=num_prompts, replace=False)
+    for place in range(lead_tokens):
+        token_ids[ends - prompt_tokens + place] = first_id + codes // base**place % base
+    return _split_checked(token_ids, ends, lead_tokens)
+
+
+def _split_checked(token_ids: npt.NDArray[np.int64], ends: TokenCounts, lead_tokens: int) -> list[list[int]]:
+    prompts = [prompt.tolist() for prompt in np.split(token_ids, ends[:-1])]
+    assert len({tuple(prompt[:lead_tokens]) for prompt in prompts}) == len(prompts)
+    return prompts
+
+
+def _first_token_id(vocab_size: int) -> int:
+    if vocab_size < 2:
+        raise WorkloadError(f"a vocabulary of {vocab_size} tokens is too small to tell prompts apart")
+    return min(MAX_RESERVED_TOKEN_IDS, vocab_size // 4)
+
+
+def _lead_tokens(num_prompts: int, base: int) -> int:
+    """The fewest leading tokens of which there are `num_prompts` different ones."""
+    lead_tokens = 1
+    while base**lead_tokens < num_prompts:
+        lead_tokens += 1
+    return lead_tokens
+
+
+def _describe_lengths(tokens: TokenCounts) -> dict[str, float | int]:
+    return {
+        "mean": round(float(tokens.mean()), 2),
+        "min": int(tokens.min()),
+        "max": int(tokens.max()),
+        "total": int(tokens.sum()),
+    }
+
+
+def _describe_scaling(longest_tokens: int, max_model_tokens: int) -> dict[str, Any]:
+    factor = max_model_tokens / longest_tokens
+    return {
+        "factor": factor,
+        "longest_request_tokens": longest_tokens,
+        "max_model_tokens": max_model_tokens,
+        "sentence": (
+            f"All lengths were multiplied by {factor:.3f}: the longest request of the workload has {longest_tokens} "
+            f"tokens, the model's context {max_model_tokens}."
+        ),
+    }

@@ -1,0 +1,44 @@
+"""Names of workloads -> what makes them. Importing this costs next to nothing; a workload is imported when created."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from neobench.workloads.workload import Workload
+
+
+class WorkloadEntry(NamedTuple):
+    factory: str
+    """"module:callable"; the callable takes the argument behind the colon of the name (or None) and the options."""
+    description: str
+
+
+WORKLOADS: Mapping[str, WorkloadEntry] = {
+    "carperai": WorkloadEntry(
+        "neobench.workloads.carperai:create",
+        "summarization requests, about 373 tokens in and 45 out; lengths ship with the package",
+    ),
+    "synthetic": WorkloadEntry(
+        "neobench.workloads.synthetic:create",
+        "synthetic:IN,OUT draws lengths uniformly within 10 % of IN prompt and OUT output tokens",
+    ),
+}
+
+
+def create(name: str, options: Mapping[str, Any]) -> Workload:
+    """`name` may carry an argument behind a colon. Raises WorkloadError for unknown names, arguments and options."""
+    base_name, colon, argument = name.partition(":")
+    entry = WORKLOADS.get(base_name)
+    if entry is None:
+        from neobench.workloads.workload import WorkloadError
+
+        nearest = difflib.get_close_matches(base_name, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
+        raise WorkloadError(f"unknown workload {name!r}; did you mean {' or '.join(nearest)}?")
+    module_name, _, function_name = entry.factory.partition(":")
+    factory = getattr(importlib.import_module(module_name), function_name)
+    workload: Workload = factory(argument if colon else None, options)
+    return workload
