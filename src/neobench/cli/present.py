@@ -10,6 +10,9 @@ import click
 
 from neobench.reports.run import ReportRun
 
+_POOR_PREDICTION = 0.35
+"""Of the measured time, as a weighted absolute error. On an idle two-core machine it was 0.13 to 0.22."""
+
 
 def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     """Table on stdout and as table.md, load-latency.{png,pdf,svg,csv} for two runs and more, paths on stderr."""
@@ -26,7 +29,22 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
 
         save_load_latency(runs, folder / "load-latency")
     if not quiet:
+        for run in runs:
+            _warn_of_poor_predictions(run)
         click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
+
+
+def _warn_of_poor_predictions(run: ReportRun) -> None:
+    stats = run.summary["engine_stats"]
+    measured_ns = stats.get("measured_iteration_ns", 0)
+    error = stats.get("iteration_error_ns", 0) / measured_ns if measured_ns else 0.0
+    if error > _POOR_PREDICTION:
+        click.echo(
+            f"Note: at {run.request_rate:g} req/s {run.engine} planned with times that were off by {error:.0%}; "
+            "perhaps the machine was busy when its cost tables were measured. "
+            f"`neobench profile --model {run.model}` makes new ones.",
+            err=True,
+        )
 
 
 def _read(path: Path) -> ReportRun:

@@ -35,6 +35,10 @@ EXIT_INVALID = 4
     help="Lengths from a local file instead of the shipped table.",
 )
 @click.option(
+    "--workload-tokenizer",
+    help="Count the real dataset's lengths with this tokenizer.json or hub model ([data] extra).",
+)
+@click.option(
     "--rate",
     "rates",
     type=rates,
@@ -74,7 +78,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
-def run(as_json: bool, dry_run: bool, output: Path | None, workload_file: str | None, **options: Any) -> None:
+def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
     Requests arrive as a Poisson process drawn up front; the client never waits for the engine. Each engine and rate
@@ -92,9 +96,10 @@ def run(as_json: bool, dry_run: bool, output: Path | None, workload_file: str | 
         for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
     }
     _check_engines(common["engines"])
+    sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
     session = Session(
         **common,
-        workload_options={"file": workload_file} if workload_file else {},
+        workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
         engine_options={name: value for name, value in options.items() if value is not None},
         folder=output or _default_folder(common["workload"]),

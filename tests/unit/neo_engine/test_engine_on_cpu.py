@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from neobench.neo_engine.build import build_executor  # noqa: E402
-from neobench.neo_engine.config import EngineConfig  # noqa: E402
+from neobench.neo_engine.build import build_executor, check_memory  # noqa: E402
+from neobench.neo_engine.config import ConfigError, EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.profiler import QUICK, cache_path, load_or_measure, measure, profile_key  # noqa: E402
@@ -210,3 +210,11 @@ def test_a_point_that_is_too_slow_ends_its_series() -> None:
         assert tables.linear(2048) >= tables.linear(1)
     finally:
         executor.close()
+
+
+def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
+    config = EngineConfig(host_memory_bytes=2**50)
+    with pytest.raises(ConfigError, match="smaller --dtype, --host-memory"):
+        build_executor(config)
+    check_memory(config, None)
+    check_memory(config, 2**51)
