@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.request import SamplingParams, Tier
 
 _logger = logging.getLogger(__name__)
+
+_WARM_UP_NS = 500_000_000
 
 Progress = Callable[[str, int, int], None]
 """Called with what is measured, points done and points in all."""
@@ -126,6 +129,7 @@ class _Measurement:
         self._layers = config.shape.num_layers
 
     def tables(self) -> CostTables:
+        self._warm_up()
         linear, prefill_attention = self._prompts()
         device, head = self._decodes(Tier.DEVICE)
         host, _ = self._decodes(Tier.HOST)
@@ -140,6 +144,14 @@ class _Measurement:
             step_fixed_ns=step_fixed_ns,
             sub_batch_fixed_ns=max(0.0, self._two_batches_fixed_ns() - step_fixed_ns),
         )
+
+    def _warm_up(self) -> None:
+        """Torch's threads, its kernel choices and the processor's clock take their time; one run is not enough."""
+        inputs = [self._prompt_inputs([min(64, self._config.max_request_tokens - 1)])]
+        sampling = [SampleRow(SamplingParams(temperature=0.0), seed=0, position=0)]
+        deadline_ns = perf_counter_ns() + _WARM_UP_NS
+        while perf_counter_ns() < deadline_ns:
+            self._executor.execute(Mode.GPU_ONLY, inputs, (), sampling)
 
     def _run(self, mode: Mode, batches: Sequence[BatchInputs], moves: Sequence[BlockMove] = ()) -> StageTimes:
         """Median of each stage over the repeats, the first run not counted."""
@@ -197,8 +209,9 @@ class _Measurement:
                 times = self._run(mode, [self._decode_inputs(tier, rows, context)])
                 line.append((times.device_decode_ns + times.host_decode_ns) / self._layers)
                 head[rows] = min(head.get(rows, times.head_ns), times.head_ns)
-            lines.append(tuple(line))
-        return Surface(tuple(all_rows), tuple(contexts), tuple(lines)), _curve(head)
+            lines.append(capped_by_larger(line))
+        columns = [capped_by_larger(column) for column in zip(*lines, strict=True)]
+        return Surface(tuple(all_rows), tuple(contexts), tuple(zip(*columns, strict=True))), _curve(head)
 
     def _moves(self) -> Curve:
         """Copies from the device to the host by blocks."""
@@ -253,10 +266,12 @@ def _unaccounted_ns(times: StageTimes) -> int:
     return max(0, times.total_ns - stages - times.head_ns - times.moves_ns)
 
 
+def capped_by_larger(times_ns: Sequence[float]) -> tuple[float, ...]:
+    """Times by rising size, none above that of a larger size: noise only adds time, and less work never takes more."""
+    capped = itertools.accumulate(reversed(times_ns), min)
+    return tuple(reversed(list(capped)))
+
+
 def _curve(points: dict[int, float]) -> Curve:
-    """A curve that never falls: a larger size that measured faster than a smaller one is noise."""
     sizes = tuple(sorted(points))
-    times: list[float] = []
-    for size in sizes:
-        times.append(max(points[size], times[-1] if times else 0.0))
-    return Curve(sizes, tuple(times))
+    return Curve(sizes, capped_by_larger([points[size] for size in sizes]))

@@ -86,7 +86,7 @@ def test_a_client_that_hangs_up_frees_its_blocks(server: tuple[str, int]) -> Non
     aborted = gauge(server, "aborted_requests_total")
     for stream in (True, False):
         connection = HTTPConnection(*server, timeout=60)
-        body = json.dumps({**PROMPT, "max_tokens": 600, "stream": stream})
+        body = json.dumps({**PROMPT, "max_tokens": 1900, "stream": stream})
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         wait_for(lambda: gauge(server, "device_blocks_used") + gauge(server, "host_blocks_used") > 0)
         connection.close()

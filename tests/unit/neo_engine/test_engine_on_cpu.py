@@ -15,7 +15,7 @@ from neobench.neo_engine.build import build_executor, check_memory  # noqa: E402
 from neobench.neo_engine.config import ConfigError, EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
-from neobench.neo_engine.profiler import QUICK, cache_path, load_or_measure, measure, profile_key  # noqa: E402
+from neobench.neo_engine.profiler import QUICK, cache_path, capped_by_larger, load_or_measure, measure, profile_key  # noqa: E402
 from neobench.neo_engine.request import SamplingParams  # noqa: E402
 
 Requests = list[tuple[list[int], SamplingParams]]
@@ -198,6 +198,10 @@ def test_profile_is_measured_once_kept_and_checked(tmp_path: Path, monkeypatch: 
         assert profile_key(config, executor) != profile_key(replace(config, dtype="bfloat16"), executor)
     finally:
         executor.close()
+
+
+def test_an_outlier_of_a_small_size_does_not_lift_the_larger_ones() -> None:
+    assert capped_by_larger([9.0, 2.0, 3.0, 8.0, 7.0]) == (2.0, 2.0, 3.0, 7.0, 7.0)
 
 
 def test_a_point_that_is_too_slow_ends_its_series() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class EchoEngine:
     def step(self) -> list[TokenOutput]:
         self.threads.add(threading.get_ident())
         assert self.script.gate.wait(20)
+        time.sleep(0.001)  # a request of hundreds of tokens must not end before an abort can reach it
         if self.script.permits is not None:
             assert self.script.permits.acquire(timeout=20)
         self.steps += 1
