@@ -47,7 +47,7 @@ def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor
     """Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV."""
     check_memory(config, _available_bytes())
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
-    model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "tensors"))
+    model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "weights"))
     device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
     say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier")
     return CpuExecutor(config, model)
@@ -69,6 +69,6 @@ def _every_tenth(say: Say, activity: str) -> Callable[[str, int, int], None]:
         tenth = 10 * done // max(total, 1)
         if (what, tenth) != last:
             last = (what, tenth)
-            say(f"{activity}: {what}, {done} of {total}")
+            say(f"{activity} {what}: {10 * tenth} %")
 
     return progress

@@ -29,7 +29,7 @@ command -v apt-get >/dev/null && command -v dpkg >/dev/null || give_up "this sys
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/root"
+mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/tree"
 
 # The system's own package lists; when they are missing or name no ispc, private ones of the same sources. Bookworm's
 # archive has no ispc, and its successor's build carries every library it needs.
@@ -71,19 +71,19 @@ else
 fi
 
 for package in "$work"/debs/*.deb; do
-    dpkg -x "$package" "$work/root" 2>/dev/null || give_up "$(basename "$package") cannot be unpacked"
+    dpkg -x "$package" "$work/tree" 2>/dev/null || give_up "$(basename "$package") cannot be unpacked"
 done
-libraries=$(dirname "$(find "$work/root" -name 'libc.so.6' | head -n 1)")
-loader=$(find "$work/root" -name 'ld-linux-x86-64.so.2' ! -type l | head -n 1)
-[ -x "$work/root/usr/bin/ispc" ] && [ -n "$loader" ] || give_up "the package is not as expected"
+libraries=$(dirname "$(find "$work/tree" -name 'libc.so.6' | head -n 1)")
+loader=$(find "$work/tree" -name 'ld-linux-x86-64.so.2' ! -type l | head -n 1)
+[ -x "$work/tree/usr/bin/ispc" ] && [ -n "$loader" ] || give_up "the package is not as expected"
 
 rm -rf "$prefix/bin" "$prefix/lib" "$prefix/libexec"
 mkdir -p "$prefix/bin" "$prefix/lib" "$prefix/libexec"
-search=$libraries:$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu:$work/root/usr/lib
-"$loader" --library-path "$search" --list "$work/root/usr/bin/ispc" |
+search=$libraries:$work/tree/usr/lib/x86_64-linux-gnu:$work/tree/lib/x86_64-linux-gnu:$work/tree/usr/lib
+"$loader" --library-path "$search" --list "$work/tree/usr/bin/ispc" |
     sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p' | sort -u | while read -r library; do cp -L "$library" "$prefix/lib/"; done
 cp -L "$loader" "$prefix/lib/ld-linux-x86-64.so.2"
-cp "$work/root/usr/bin/ispc" "$prefix/libexec/ispc"
+cp "$work/tree/usr/bin/ispc" "$prefix/libexec/ispc"
 cat >"$prefix/bin/ispc" <<'WRAPPER'
 #!/bin/sh
 prefix=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
