@@ -46,6 +46,8 @@ def _available_bytes() -> int | None:
 def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor:
     """Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV."""
     check_memory(config, _available_bytes())
+    if torch.cuda.is_available():
+        say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
     model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "weights"))
     device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
