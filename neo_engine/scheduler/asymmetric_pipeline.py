@@ -257,7 +257,8 @@ class AsymmetricPipeline:
 
     def _candidates(self, on_host: Sequence[RequestView], draft: _Draft) -> list[tuple[Mode, tuple[SubBatch, ...]]]:
         """The plans to choose from by rate. GPU-only is one of them unless a row is overdue."""
-        placed = (*draft.host_rows0, *draft.host_rows1)
+        # The overdue row is the first of sub-batch 1.
+        placed = (*draft.host_rows1, *draft.host_rows0)[: self._limits.max_batch_rows]
         candidates = []
         gpu_only = non_empty(draft.batch0(()))
         if gpu_only and not draft.has_overdue_row:

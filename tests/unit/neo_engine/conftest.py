@@ -44,8 +44,8 @@ def card_tables(host_ns_per_token: float = 40.0) -> CostTables:
 class CountingExecutor:
     """Checks every step's inputs and returns token 1 for each request, in no time."""
 
-    def __init__(self) -> None:
-        self.modes: list[Mode] = []
+    def __init__(self, max_batch_rows: int) -> None:
+        self._max_batch_rows = max_batch_rows
 
     def execute(
         self,
@@ -54,12 +54,12 @@ class CountingExecutor:
         moves: Sequence[BlockMove],
         sampling: Sequence[SampleRow],
     ) -> tuple[list[int], StageTimes]:
-        self.modes.append(mode)
         assert len(batches) == (2 if mode is Mode.ASYMMETRIC else len(batches))
         used: list[tuple[str, int]] = []
         for batch in batches:
             assert len(batch.token_ids) == len(batch.positions)
             for name, decodes in (("device", batch.device), ("host", batch.host)):
+                assert len(decodes) <= self._max_batch_rows, "an executor's buffers have no more rows"
                 for table in decodes.tables:
                     used += [(name, block) for block in table]
             for prefill in batch.prefills:
@@ -89,6 +89,8 @@ def make_engine() -> Callable[..., NeoEngine]:
     def make(policy: str, *, host_blocks: int = 0, host_ns_per_token: float = 40.0, **settings: Any) -> NeoEngine:
         block_bytes = EngineConfig(policy=policy, **settings).block_bytes
         config = EngineConfig(policy=policy, host_memory_bytes=host_blocks * block_bytes, **settings)
-        return NeoEngine(config, CountingExecutor(), CostModel(card_tables(host_ns_per_token), NUM_LAYERS))
+        return NeoEngine(
+            config, CountingExecutor(config.max_batch_rows), CostModel(card_tables(host_ns_per_token), NUM_LAYERS)
+        )
 
     return make

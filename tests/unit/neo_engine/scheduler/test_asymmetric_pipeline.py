@@ -195,3 +195,17 @@ def test_a_host_alone_runs_everything_it_has(costs: CostModel) -> None:
     plan = plan_for(make_queues([], [], [600] * 9), costs, device_total=1)
     assert sum(len(batch.host_decodes) for batch in plan.sub_batches) == 9
     assert plan.sub_batches != (SubBatch(),)
+
+
+def test_a_serial_plan_has_no_more_rows_than_a_batch_may_have(costs: CostModel) -> None:
+    one_batch_only = CostModel(dataclasses.replace(costs.tables, sub_batch_fixed_ns=1e12), costs.num_layers)
+    limits = BatchLimits(max_batch_tokens=2048, max_batch_rows=3)
+    on_host = [view(10 + i, 60, idle_steps=_MAX_IDLE_STEPS + (i == 4)) for i in range(9)]
+    queues = QueuesView((), [view(0, 2000)], on_host)
+    plan = AsymmetricPipeline(limits).next_step(
+        queues, kv_view(queues, device_total=126, host_total=1000), one_batch_only
+    )
+    assert plan.mode is Mode.SERIAL
+    rows = [row.request_id for row in plan.sub_batches[0].host_decodes]
+    assert len(rows) == 3
+    assert 14 in rows, "the one that has waited longest"

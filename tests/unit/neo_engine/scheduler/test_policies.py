@@ -36,7 +36,7 @@ def run_to_the_end(engine: NeoEngine, workload: list[tuple[int, int]], *, arriva
 
 
 @pytest.mark.parametrize("policy", ["gpu_only", "asymmetric_pipeline"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     workload=lengths,
     device_blocks=st.integers(9, 40),
@@ -44,6 +44,7 @@ def run_to_the_end(engine: NeoEngine, workload: list[tuple[int, int]], *, arriva
     host_ns_per_token=st.sampled_from([1.0, 40.0, 5000.0]),
     arrivals=st.integers(1, 30),
     max_batch_tokens=st.sampled_from([16, 200]),
+    max_batch_rows=st.sampled_from([2, 5, 256]),
 )
 def test_every_request_finishes_with_its_length_and_every_block_comes_back(
     make_engine: EngineFactory,
@@ -54,6 +55,7 @@ def test_every_request_finishes_with_its_length_and_every_block_comes_back(
     host_ns_per_token: float,
     arrivals: int,
     max_batch_tokens: int,
+    max_batch_rows: int,
 ) -> None:
     engine = make_engine(
         policy,
@@ -61,6 +63,7 @@ def test_every_request_finishes_with_its_length_and_every_block_comes_back(
         host_blocks=host_blocks,
         host_ns_per_token=host_ns_per_token,
         max_batch_tokens=max_batch_tokens,
+        max_batch_rows=max_batch_rows,
     )
     tokens = run_to_the_end(engine, workload, arrivals_a_step=arrivals)
     assert sorted(tokens.values()) == sorted(output for _, output in workload)
