@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from neobench.neo_engine.config import EngineConfig
+
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -42,7 +44,10 @@ def names(value: str) -> tuple[str, ...]:
 
 
 def engine_options(command: _Command) -> _Command:
-    """Settings of neobench's own engine. Their names are the fields of EngineConfig; None leaves its default."""
+    """Settings of neobench's own engine. Their names are the fields of EngineConfig; None leaves its default.
+
+    So `show_default` is for --help alone.
+    """
     for option in reversed(
         (
             click.option(
@@ -51,13 +56,46 @@ def engine_options(command: _Command) -> _Command:
                 show_default=True,
                 help="A named shape with random weights (see `neobench list models`) or a Hugging Face Llama folder.",
             ),
-            click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of weights and KV."),
-            click.option("--device-blocks", type=click.IntRange(1), help="KV blocks of the device tier."),
-            click.option("--host-memory", type=size, metavar="SIZE", help="KV memory of the host tier, e.g. 2GiB."),
-            click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block."),
-            click.option("--max-model-tokens", type=click.IntRange(2), help="Longest prompt plus output."),
-            click.option("--device-threads", type=click.IntRange(1), help="Cores of the emulated device (no GPU)."),
-            click.option("--host-threads", type=click.IntRange(1), help="Cores for attention on the host."),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16", "float16"]),
+                show_default=str(EngineConfig.dtype),
+                help="Of weights and KV.",
+            ),
+            click.option(
+                "--device-blocks",
+                type=click.IntRange(1),
+                show_default=str(EngineConfig.device_blocks),
+                help="KV blocks of the device tier.",
+            ),
+            click.option(
+                "--host-memory",
+                type=size,
+                metavar="SIZE",
+                show_default=f"{EngineConfig.host_memory_bytes / 2**30:g}GiB",
+                help="KV memory of the host tier.",
+            ),
+            click.option(
+                "--block-size",
+                type=click.IntRange(1),
+                show_default=str(EngineConfig.block_size),
+                help="Tokens of a KV block.",
+            ),
+            click.option(
+                "--max-model-tokens",
+                type=click.IntRange(2),
+                show_default="the model's",
+                help="Longest prompt plus output.",
+            ),
+            click.option(
+                "--device-threads",
+                type=click.IntRange(1),
+                show_default="half",
+                help="Cores of the emulated device (no GPU).",
+            ),
+            click.option(
+                "--host-threads", type=click.IntRange(1), show_default="half", help="Cores for attention on the host."
+            ),
             click.option(
                 "--profile",
                 type=click.Path(exists=True, dir_okay=False),

@@ -71,7 +71,7 @@ EXIT_INVALID = 4
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    help="A new folder for the runs; default: runs/<date>-<workload>-<model>.",
+    help="A new folder for the runs; default: runs/<date>-<workload>.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print summary.json alone on stdout (a list of them for several runs)."
