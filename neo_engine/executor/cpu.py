@@ -104,6 +104,7 @@ class CpuExecutor:
             "device": "emulated in RAM",
             "device_threads": self._device_threads,
             "host_threads": self._host_threads,
+            "weight_bytes": self._model.num_bytes,
             "device_kv_bytes": self._kv[Tier.DEVICE].nbytes,
             "host_kv_bytes": self._kv[Tier.HOST].nbytes,
             "pacpu_targets": list(available_targets()),
