@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+import psutil
 import torch
 
 from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig
@@ -22,11 +22,11 @@ Say = Callable[[str], None]
 """Told what is going on, a line at a time; the longest steps of a start take minutes for a large model."""
 
 
-def check_memory(config: EngineConfig, available_bytes: int | None) -> None:
+def check_memory(config: EngineConfig, available_bytes: int) -> None:
     """Raises ConfigError if weights and KV would not fit: better now than by the kernel's hand in mid-run."""
     weights = config.shape.num_parameters * DTYPE_BYTES[config.dtype]
     kv = (config.device_blocks + config.host_blocks) * config.block_bytes
-    if available_bytes is not None and weights + kv > available_bytes:
+    if weights + kv > available_bytes:
         raise ConfigError(
             f"{config.model} needs {weights / 2**30:.1f} GiB for weights in {config.dtype} and {kv / 2**30:.1f} GiB "
             f"for KV, but {available_bytes / 2**30:.1f} GiB of memory are available: choose a smaller --dtype, "
@@ -34,18 +34,9 @@ def check_memory(config: EngineConfig, available_bytes: int | None) -> None:
         )
 
 
-def _available_bytes() -> int | None:
-    """What Linux says can be had without swapping; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
 def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor:
     """Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV."""
-    check_memory(config, _available_bytes())
+    check_memory(config, psutil.virtual_memory().available)
     if torch.cuda.is_available():
         say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")

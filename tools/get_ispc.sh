@@ -12,7 +12,8 @@ prefix=$(cd "$1" && pwd)
 works() { "$1" --version >/dev/null 2>&1; }
 
 give_up() {
-    echo "No ISPC compiler: $1. Building the portable C++ kernel instead; it is several times slower." >&2
+    echo "No ISPC compiler: $1. Building the portable C++ kernel instead; it is several times slower." \
+        "With an ispc on PATH, run the setup again." >&2
     exit 3
 }
 

@@ -17,7 +17,7 @@ command -v g++ >/dev/null || command -v clang++ >/dev/null || [ -n "${CXX:-}" ] 
 
 # What the installation was made from; when none of it changed there is nothing to do.
 stamp=.venv/.neobench-$extra
-state=$({ "$python" --version; echo "${NEOBENCH_ISPC:-} ${NEOBENCH_TORCH:-}"
+state=$({ "$python" --version; echo "${NEOBENCH_ISPC:-} ${NEOBENCH_TORCH:-} $(command -v ispc || true)"
           cat pyproject.toml constraints.txt CMakeLists.txt tools/*.sh
           find pacpu -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.ispc' -o -name '*.isph' -o -name 'CMakeLists.txt' -o -name '*.cmake' \) -print0 | sort -z | xargs -0 cat
         } | sha256sum)
@@ -46,10 +46,12 @@ if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
 fi
 
 ispc=${NEOBENCH_ISPC:-}
-if [ -z "$ispc" ] && ! ispc=$(command -v ispc); then
+if [ "$ispc" = off ]; then
+  say "without ISPC, as NEOBENCH_ISPC=off asks: CPU attention is built in portable C++, correct but several times slower"
+elif [ -z "$ispc" ] && ! ispc=$(command -v ispc); then
+  # It says itself when there is none to be had.
   if tools/get_ispc.sh .cache/ispc; then ispc=$PWD/.cache/ispc/bin/ispc; else ispc=off; fi
 fi
-[ "$ispc" = off ] && say "no ISPC compiler: CPU attention is built in portable C++, correct but slower (sudo apt install ispc, then run this again)"
 export NEOBENCH_ISPC=$ispc
 
 include=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')

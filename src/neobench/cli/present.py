@@ -11,7 +11,7 @@ import click
 from neobench.reports.run import ReportRun
 
 _POOR_PREDICTION = 0.35
-"""Of the measured time, as a weighted absolute error. On an idle two-core machine it was 0.13 to 0.22."""
+"""Of the measured time, as a weighted absolute error. In the published runs on two cores it is 0.15 to 0.30."""
 
 
 def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
