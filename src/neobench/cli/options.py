@@ -43,65 +43,65 @@ def names(value: str) -> tuple[str, ...]:
     return parts
 
 
-def engine_options(command: _Command) -> _Command:
-    """Settings of neobench's own engine. Their names are the fields of EngineConfig; None leaves its default.
+# Settings of neobench's own engine. Their names are the fields of EngineConfig; None leaves its default, so
+# `show_default` is for --help alone.
+_ENGINE_OPTIONS = (
+    click.option(
+        "--model",
+        default="tiny",
+        show_default=True,
+        help="A named shape with random weights (see `neobench list models`) or a Hugging Face Llama folder.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        show_default=str(EngineConfig.dtype),
+        help="Of weights and KV.",
+    ),
+    click.option(
+        "--device-blocks",
+        type=click.IntRange(1),
+        show_default=str(EngineConfig.device_blocks),
+        help="KV blocks of the device tier.",
+    ),
+    click.option(
+        "--host-memory",
+        type=size,
+        metavar="SIZE",
+        show_default=f"{EngineConfig.host_memory_bytes / 2**30:g}GiB",
+        help="KV memory of the host tier.",
+    ),
+    click.option(
+        "--block-size",
+        type=click.IntRange(1),
+        show_default=str(EngineConfig.block_size),
+        help="Tokens of a KV block.",
+    ),
+    click.option(
+        "--max-model-tokens",
+        type=click.IntRange(2),
+        show_default="the model's",
+        help="Longest prompt plus output.",
+    ),
+    click.option(
+        "--device-threads",
+        type=click.IntRange(1),
+        show_default="half",
+        help="Cores of the emulated device (no GPU).",
+    ),
+    click.option(
+        "--host-threads", type=click.IntRange(1), show_default="half", help="Cores for attention on the host."
+    ),
+    click.option(
+        "--profile",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Cost tables from `neobench profile`; default: the kept ones, or a quick measurement at start.",
+    ),
+)
 
-    So `show_default` is for --help alone.
-    """
-    for option in reversed(
-        (
-            click.option(
-                "--model",
-                default="tiny",
-                show_default=True,
-                help="A named shape with random weights (see `neobench list models`) or a Hugging Face Llama folder.",
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                show_default=str(EngineConfig.dtype),
-                help="Of weights and KV.",
-            ),
-            click.option(
-                "--device-blocks",
-                type=click.IntRange(1),
-                show_default=str(EngineConfig.device_blocks),
-                help="KV blocks of the device tier.",
-            ),
-            click.option(
-                "--host-memory",
-                type=size,
-                metavar="SIZE",
-                show_default=f"{EngineConfig.host_memory_bytes / 2**30:g}GiB",
-                help="KV memory of the host tier.",
-            ),
-            click.option(
-                "--block-size",
-                type=click.IntRange(1),
-                show_default=str(EngineConfig.block_size),
-                help="Tokens of a KV block.",
-            ),
-            click.option(
-                "--max-model-tokens",
-                type=click.IntRange(2),
-                show_default="the model's",
-                help="Longest prompt plus output.",
-            ),
-            click.option(
-                "--device-threads",
-                type=click.IntRange(1),
-                show_default="half",
-                help="Cores of the emulated device (no GPU).",
-            ),
-            click.option(
-                "--host-threads", type=click.IntRange(1), show_default="half", help="Cores for attention on the host."
-            ),
-            click.option(
-                "--profile",
-                type=click.Path(exists=True, dir_okay=False),
-                help="Cost tables from `neobench profile`; default: the kept ones, or a quick measurement at start.",
-            ),
-        )
-    ):
+
+def engine_options(command: _Command) -> _Command:
+    """Add the settings of neobench's own engine, in the order that --help shows."""
+    for option in reversed(_ENGINE_OPTIONS):
         command = option(command)
     return command
