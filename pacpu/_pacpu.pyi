@@ -10,9 +10,13 @@ class BuildInfo(TypedDict):
 
 def targets() -> list[str]: ...
 def build_info() -> BuildInfo: ...
-def workspace_bytes(
-    *, max_rows: int, num_q_heads: int, num_kv_heads: int, head_dim: int, max_context: int, num_threads: int
-) -> int: ...
+def workspace_bytes(*, max_rows: int, num_q_heads: int, head_dim: int, max_context: int, num_threads: int) -> int: ...
+
+@final
+class KvLayout:
+    def __init__(self, *, dtype: str, head_dim: int, block_size: int) -> None: ...
+    @property
+    def piece_bytes(self) -> int: ...
 
 @final
 class ArrayView:
@@ -31,8 +35,8 @@ class Plan:
         self,
         pool: Pool,
         *,
-        k_cache: ArrayView,
-        v_cache: ArrayView,
+        kv: ArrayView,
+        layout: KvLayout,
         query: ArrayView,
         new_key: ArrayView | None,
         new_value: ArrayView | None,

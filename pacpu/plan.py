@@ -17,11 +17,11 @@ from neobench.pacpu.arrays import (
     require_separate_rows,
     require_shape,
 )
+from neobench.pacpu.layout import HEAD_DIMS, KvLayout
 
 if TYPE_CHECKING:
     from neobench.pacpu._pacpu import BuildInfo
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
 MAX_THREADS = 1024
 
 
@@ -78,9 +78,7 @@ def _check_cpus(cpus: Sequence[int], num_threads: int) -> None:
         raise ValueError(f"cpus: expected CPUs of {sorted(usable)}, got {unusable}")
 
 
-def workspace_bytes(
-    *, max_rows: int, num_q_heads: int, num_kv_heads: int, head_dim: int, max_context: int, num_threads: int
-) -> int:
+def workspace_bytes(*, max_rows: int, num_q_heads: int, head_dim: int, max_context: int, num_threads: int) -> int:
     """Bytes of workspace with which a plan splits long rows as finely as is useful.
 
     A plan takes any workspace with room for its threads and one partial result; a smaller one than this means longer
@@ -89,7 +87,6 @@ def workspace_bytes(
     sizes = {
         "max_rows": max_rows,
         "num_q_heads": num_q_heads,
-        "num_kv_heads": num_kv_heads,
         "head_dim": head_dim,
         "max_context": max_context,
         "num_threads": num_threads,
@@ -97,7 +94,6 @@ def workspace_bytes(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: expected 1 or more, got {size}")
-    _check_head_ratio(num_q_heads, num_kv_heads)
     return _native.workspace_bytes(**sizes)
 
 
@@ -105,9 +101,11 @@ class DecodePlan:
     """Decode attention over fixed arrays: `begin` once an iteration, then `run`, or `start` and `wait`, each layer.
 
     Arrays are numpy arrays or torch tensors in CPU memory; the plan keeps them alive and reads and writes them in
-    place. Floats are float32, float16 or bfloat16, accumulation is float32.
+    place. Floats are float32, float16 or bfloat16, accumulation is float32 (the dot products of kernels that have
+    "bf16" in their name round the query and the softmax weights to bfloat16 when the cache is bfloat16).
 
-    k_cache, v_cache   [num_layers, num_blocks, num_kv_heads, block_size, head_dim], one dtype, last two axes dense
+    kv                 uint8 [num_layers, num_blocks, num_kv_heads, piece_bytes] as KvLayout(kv_dtype, head_dim,
+                       block_size) says, last axis dense; fastest where pieces start at multiples of 64 bytes
     query              [max_rows, num_q_heads, head_dim], last two axes dense, as in the next two
     new_key, new_value [max_rows, num_kv_heads, head_dim] of one dtype, or both None; stored at context_len - 1
     output             [max_rows, num_q_heads, head_dim]
@@ -123,8 +121,9 @@ class DecodePlan:
         self,
         pool: WorkerPool,
         *,
-        k_cache: Any,
-        v_cache: Any,
+        kv: Any,
+        kv_dtype: str,
+        block_size: int,
         query: Any,
         new_key: Any = None,
         new_value: Any = None,
@@ -137,13 +136,13 @@ class DecodePlan:
     ) -> None:
         if not math.isfinite(scale):
             raise ValueError(f"scale: expected a finite number, got {scale}")
-        writable = new_key is not None
-        keys = _inspect_cache("k_cache", k_cache, dtypes=FLOAT_DTYPES, writable=writable)
-        values = _inspect_cache("v_cache", v_cache, dtypes=(keys.dtype,), writable=writable)
-        require_shape(values, "num_layers, num_blocks, num_kv_heads, block_size, head_dim", keys.shape)
-        _, _, num_kv_heads, _, head_dim = keys.shape
-        queries = _inspect_rows("query", query, "max_rows, num_q_heads, head_dim", (None, None, head_dim))
-        max_rows, num_q_heads, _ = queries.shape
+        queries = _inspect_rows("query", query, "max_rows, num_q_heads, head_dim", (None, None, None))
+        max_rows, num_q_heads, head_dim = queries.shape
+        if head_dim not in HEAD_DIMS:
+            raise ValueError(f"query: expected a head_dim of {', '.join(map(str, HEAD_DIMS))}, got {head_dim}")
+        layout = KvLayout(kv_dtype, head_dim, block_size)
+        cache = _inspect_cache(kv, layout, writable=new_key is not None)
+        num_kv_heads = cache.shape[2]
         _check_head_ratio(num_q_heads, num_kv_heads)
         outputs = _inspect_rows("output", output, "max_rows, num_q_heads, head_dim", queries.shape, writable=True)
         require_separate_rows(outputs)
@@ -157,8 +156,8 @@ class DecodePlan:
         require_contiguous_tail(scratch, 1)
         self._plan = _native.Plan(
             pool._pool,  # noqa: SLF001
-            k_cache=_view(keys),
-            v_cache=_view(values),
+            kv=_view(cache),
+            layout=_native.KvLayout(dtype=kv_dtype, head_dim=head_dim, block_size=block_size),
             query=_view(queries),
             new_key=None if new_keys is None else _view(new_keys),
             new_value=None if new_values is None else _view(new_values),
@@ -168,7 +167,7 @@ class DecodePlan:
             workspace=_view(scratch),
             scale=scale,
             target=target,
-            owners=(k_cache, v_cache, query, new_key, new_value, output, block_tables, context_lens, workspace),
+            owners=(kv, query, new_key, new_value, output, block_tables, context_lens, workspace),
         )
 
     @property
@@ -204,22 +203,28 @@ class DecodePlan:
         self._plan.wait()
 
 
-def _inspect_cache(name: str, cache: Any, *, dtypes: Sequence[str], writable: bool) -> ArrayInfo:
-    info = inspect_array(name, cache, dtypes=dtypes, writable=writable)
-    require_shape(info, "num_layers, num_blocks, num_kv_heads, block_size, head_dim", (None,) * 5)
-    num_layers, _, num_kv_heads, block_size, head_dim = info.shape
-    if head_dim not in HEAD_DIMS:
-        raise ValueError(f"{name}: expected a head_dim of {', '.join(map(str, HEAD_DIMS))}, got {head_dim}")
-    if 0 in (num_layers, num_kv_heads, block_size):
-        raise ValueError(f"{name}: expected 1 layer, KV head and token a block or more, got shape {list(info.shape)}")
-    require_contiguous_tail(info, 2)
+def _inspect_cache(kv: Any, layout: KvLayout, *, writable: bool) -> ArrayInfo:
+    info = inspect_array("kv", kv, dtypes=("uint8",), writable=writable)
+    require_shape(info, "num_layers, num_blocks, num_kv_heads, piece_bytes", (None, None, None, layout.piece_bytes))
+    if 0 in (info.shape[0], info.shape[2]):
+        raise ValueError(f"kv: expected 1 layer and KV head or more, got shape {list(info.shape)}")
+    require_contiguous_tail(info, 1)
+    unit = 4 if layout.dtype in ("float32", "int8") else 2
+    if any(address % unit for address in (info.data, *info.strides_bytes[:-1])):
+        raise ValueError(f"kv: expected pieces aligned to {unit} bytes, got an unaligned view")
     return info
 
 
 def _inspect_rows(
-    name: str, array: Any, axes: str, shape: Sequence[int | None], *, writable: bool = False
+    name: str,
+    array: Any,
+    axes: str,
+    shape: Sequence[int | None],
+    *,
+    dtypes: Sequence[str] = FLOAT_DTYPES,
+    writable: bool = False,
 ) -> ArrayInfo:
-    info = inspect_array(name, array, dtypes=FLOAT_DTYPES, writable=writable)
+    info = inspect_array(name, array, dtypes=dtypes, writable=writable)
     require_shape(info, axes, shape)
     require_contiguous_tail(info, 2)
     return info
@@ -234,7 +239,8 @@ def _inspect_new_tokens(
     if new_key is None:
         return None, None
     axes = "max_rows, num_kv_heads, head_dim"
-    return _inspect_rows("new_key", new_key, axes, shape), _inspect_rows("new_value", new_value, axes, shape)
+    keys = _inspect_rows("new_key", new_key, axes, shape)
+    return keys, _inspect_rows("new_value", new_value, axes, shape, dtypes=(keys.dtype,))
 
 
 def _check_head_ratio(num_q_heads: int, num_kv_heads: int) -> None:

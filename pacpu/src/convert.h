@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernel.h"
+#include "layout.h"
 
 namespace pacpu {
 
@@ -53,34 +53,20 @@ inline uint16_t float_to_bfloat16(float value) {
     return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-inline void load_floats(Element element, const void* source, int count, float* target) {
-    const auto* halves = static_cast<const uint16_t*>(source);
-    switch (element) {
-        case Element::kFloat32:
-            std::memcpy(target, source, sizeof(float) * static_cast<size_t>(count));
-            break;
-        case Element::kFloat16:
-            for (int i = 0; i < count; ++i) target[i] = half_to_float(halves[i]);
-            break;
-        case Element::kBFloat16:
-            for (int i = 0; i < count; ++i) target[i] = bfloat16_to_float(halves[i]);
-            break;
-    }
+template <Element kElement>
+float element_to_float(const void* elements, int64_t index) {
+    if constexpr (kElement == Element::kFloat32) return static_cast<const float*>(elements)[index];
+    if constexpr (kElement == Element::kFloat16) return half_to_float(static_cast<const uint16_t*>(elements)[index]);
+    if constexpr (kElement == Element::kBFloat16)
+        return bfloat16_to_float(static_cast<const uint16_t*>(elements)[index]);
+    if constexpr (kElement == Element::kInt8) return static_cast<const int8_t*>(elements)[index];
 }
 
-inline void store_floats(Element element, const float* source, int count, void* target) {
-    auto* halves = static_cast<uint16_t*>(target);
-    switch (element) {
-        case Element::kFloat32:
-            std::memcpy(target, source, sizeof(float) * static_cast<size_t>(count));
-            break;
-        case Element::kFloat16:
-            for (int i = 0; i < count; ++i) halves[i] = float_to_half(source[i]);
-            break;
-        case Element::kBFloat16:
-            for (int i = 0; i < count; ++i) halves[i] = float_to_bfloat16(source[i]);
-            break;
-    }
+template <Element kElement>
+void float_to_element(float value, void* elements, int64_t index) {
+    if constexpr (kElement == Element::kFloat32) static_cast<float*>(elements)[index] = value;
+    if constexpr (kElement == Element::kFloat16) static_cast<uint16_t*>(elements)[index] = float_to_half(value);
+    if constexpr (kElement == Element::kBFloat16) static_cast<uint16_t*>(elements)[index] = float_to_bfloat16(value);
 }
 
 }  // namespace pacpu

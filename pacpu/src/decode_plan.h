@@ -1,4 +1,4 @@
-// Paged decode attention over fixed arrays: stores the new K and V of each row, then attends, chunk by chunk.
+// Paged decode attention over fixed arrays: stores the new K and V of each row, then attends, item by item.
 // Arrays come in checked; block tables and context lengths are checked here, for they change with every iteration.
 #pragma once
 
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "work_partition.h"
 #include "worker_pool.h"
 
 namespace pacpu {
@@ -19,11 +20,11 @@ struct ArrayView {
     char* data;
     std::vector<int64_t> shape;
     std::vector<int64_t> strides_bytes;
-    Element element;  // meaningless for block_tables, context_lens and the workspace
+    Element element;  // meaningless for kv, block_tables, context_lens and the workspace
 };
 
 struct PlanArrays {
-    ArrayView k_cache, v_cache;            // [num_layers, num_blocks, num_kv_heads, block_size, head_dim]
+    ArrayView kv;                          // bytes [num_layers, num_blocks, num_kv_heads, piece_bytes]
     ArrayView query;                       // [max_rows, num_q_heads, head_dim]
     std::optional<ArrayView> new_key;      // [max_rows, num_kv_heads, head_dim]
     std::optional<ArrayView> new_value;    // likewise
@@ -33,9 +34,9 @@ struct PlanArrays {
 };
 
 struct WorkspaceShape {
-    int64_t num_q_heads, num_kv_heads, head_dim;
+    int64_t num_q_heads, head_dim;
 
-    int64_t thread_bytes() const;  // query, state and token pointers of the chunk at hand
+    int64_t thread_bytes() const;  // query and state of the item at hand, and the kernel's scratch
     int64_t slot_bytes() const;    // state of one chunk of a row, all query heads
     // Room for the most chunks that a plan makes of such rows.
     int64_t recommended_bytes(int64_t max_rows, int64_t max_context, int64_t num_threads) const;
@@ -43,7 +44,8 @@ struct WorkspaceShape {
 
 class DecodePlan {
   public:
-    DecodePlan(std::shared_ptr<WorkerPool> pool, PlanArrays arrays, float scale, const Target& target);
+    DecodePlan(std::shared_ptr<WorkerPool> pool, PlanArrays arrays, const KvLayout& layout, float scale,
+               const Target& target);
     ~DecodePlan();
 
     void begin(int64_t num_rows);
@@ -54,40 +56,33 @@ class DecodePlan {
     int64_t finished_ns() const { return finished_ns_; }
 
   private:
-    // A run of a row's tokens. A row of one chunk writes its output at once; the chunks of any other leave their state
-    // in consecutive slots, and whoever finishes the row's last one merges them.
-    struct Chunk {
-        int64_t row, first_token, num_tokens;
-        int64_t first_slot, num_slots, slot;  // of the row; num_slots is 0 for a row of one chunk
-    };
     struct Scratch {
         float *query, *accumulator, *maximum, *sum;
-        const void **keys, **values;
+        char* kernel;
     };
 
     static void run_item(void* plan, int64_t item, int worker) noexcept;
     void check_rows(int64_t num_rows) const;
-    void partition(int64_t num_rows);
-    void attend(const Chunk& chunk, int64_t kv_head, const Scratch& scratch);
-    void store_new_token(int64_t row, int64_t kv_head, int64_t token) const;
-    void point_at_tokens(const Chunk& chunk, int64_t first, int64_t count, int64_t kv_head,
-                         const Scratch& scratch) const;
-    void merge(const Chunk& chunk, int64_t kv_head, const Scratch& scratch) const;
-    void write_output(int64_t row, int64_t head, const float* accumulator, float sum, float* normalized) const;
+    void attend(const WorkItem& item, const Scratch& scratch);
+    void store_new_token(const WorkItem& item) const;
+    void attend_tiles(const WorkItem& item, const Scratch& state) const;
+    void merge(const WorkItem& item, const Scratch& scratch) const;
+    void write_output(int64_t row, int64_t head, const float* accumulator, float sum) const;
     Scratch scratch(int worker) const;
     float* slot_state(int64_t slot) const;
     int64_t block_number(int64_t row, int64_t index) const;
-    int64_t block_offset(const ArrayView& cache, int64_t block, int64_t kv_head) const;
+    char* piece(int64_t row, int64_t index, int64_t kv_head) const;
 
     const std::shared_ptr<WorkerPool> pool_;
     const PlanArrays arrays_;
-    const float scale_;
+    const KvLayout layout_;
+    const float query_factor_;  // scale * log2(e)
     const Target& target_;
-    const SpanKernel kernel_;
-    const int64_t num_layers_, num_blocks_, num_kv_heads_, block_size_, head_dim_, num_q_heads_, heads_per_kv_head_;
+    const SpanKernel attend_span_;
+    const int64_t num_layers_, num_blocks_, num_kv_heads_, head_dim_, num_q_heads_, group_;
     const WorkspaceShape workspace_shape_;
     char* workspace_;
-    int64_t num_slots_;
+    int64_t max_slots_;
 
     bool begun_ = false;
     int64_t layer_ = 0;
@@ -95,8 +90,8 @@ class DecodePlan {
     int64_t finished_ns_ = 0;
     bool pending_ = false;
     std::vector<int64_t> context_lens_;
-    std::vector<Chunk> chunks_;
-    std::unique_ptr<std::atomic<int64_t>[]> unfinished_chunks_;  // [num_slots, num_kv_heads], by the row's first slot
+    WorkPartition work_;
+    std::unique_ptr<std::atomic<int64_t>[]> unfinished_chunks_;  // [max_slots, num_kv_heads], by the row's first slot
     std::mutex error_mutex_;
     std::exception_ptr error_;
 };

@@ -1,196 +1,254 @@
-// The ISPC kernel, vectorised over head_dim. Compiled once per target and cache element: SYMBOL names the function,
-// ELEMENT_FLOAT32, ELEMENT_FLOAT16 or ELEMENT_BFLOAT16 the element. Contract: SpanKernel in kernel.h.
+// The ISPC kernel of one tile: lanes are tokens for the scores and dimensions for the output, so that nothing is summed
+// across lanes. Compiled once per target and cache element: SYMBOL names the function, ELEMENT_FLOAT32, _FLOAT16,
+// _BFLOAT16 or _INT8 the element; TO_FLOAT and FROM_FLOAT name the conversions of activations of that element.
 // Every vector access is (uniform pointer + uniform offset)[programIndex]: anything else becomes a gather.
 
-#define TILE_TOKENS 32
-#define TOKEN_BLOCK 4
-#define HEAD_BLOCK 4
+#define TILE_TOKENS 16
 #define CACHE_LINE_BYTES 64
-#define LOWEST_FLOAT -3.402823466e38f
+#define MAXIMUM_SLACK 8.0f
 
-// Vectors of the accumulator that stay in registers for each of HEAD_BLOCK heads: AVX2 has half the registers.
+// Registers hold HEAD_BLOCK heads of scores, and that many heads times DIM_BLOCK vectors of the output.
 #ifdef ISPC_TARGET_AVX2
-#define DIM_BLOCK 2
+#define HEAD_BLOCK 4
+#define TOKEN_VECTORS 2
 #else
-#define DIM_BLOCK 4
+#define HEAD_BLOCK 8
+#define TOKEN_VECTORS 1
 #endif
 
+// A word is what lies in one lane of the tile; PACK elements are in it.
 #if defined(ELEMENT_FLOAT32)
-typedef float Element;
-static inline float to_float(float value) { return value; }
+#define PACK 1
+typedef float Word;
+static inline float part(float word, uniform int index) { return word; }
 #elif defined(ELEMENT_FLOAT16)
-typedef unsigned int16 Element;
-static inline float to_float(unsigned int16 value) { return half_to_float(value); }
+#define PACK 1
+typedef unsigned int16 Word;
+static inline float part(unsigned int16 word, uniform int index) { return half_to_float(word); }
+#elif defined(ELEMENT_BFLOAT16)
+#define PACK 2
+typedef unsigned int32 Word;
+static inline float part(unsigned int32 word, uniform int index) {
+    return floatbits(index == 0 ? word << 16 : word & 0xffff0000);
+}
 #else
-typedef unsigned int16 Element;
-static inline float to_float(unsigned int16 value) { return floatbits(((unsigned int32)value) << 16); }
+#define PACK 4
+typedef int32 Word;
+static inline float part(int32 word, uniform int index) { return (float)((word << (24 - 8 * index)) >> 24); }
 #endif
 
-static inline float load(const uniform Element* uniform row, uniform int offset) {
-    return to_float((row + offset)[programIndex]);
-}
+static inline Word load(const uniform Word* uniform words, uniform int offset) { return (words + offset)[programIndex]; }
 
-// The next tile may lie in another block, where the hardware prefetcher does not follow. Into L2: prefetching to L1 was
-// half as fast on random blocks, and distances of 16 and 64 tokens were no better than the tile's 32.
-static inline void prefetch_row(const uniform Element* uniform row, uniform int head_dim) {
-    const uniform int8* uniform bytes = (const uniform int8* uniform)row;
-    for (uniform int i = 0; i < head_dim * sizeof(uniform Element); i += CACHE_LINE_BYTES) prefetch_l2(bytes + i);
-}
-
-// One step of summing vectors across their lanes: of segments of `size` lanes in a, then in b, halves are added.
-static inline float add_halves(float a, float b, const uniform int size) {
-    const uniform int half = size / 2;
-    const int low = programIndex + (programIndex & -half);
-    return shuffle(a, b, low) + shuffle(a, b, low + half);
-}
-
-// The lane sums of TOKEN_BLOCK vectors: seven shared steps where four reduce_add take sixteen.
-static inline void store_sums(varying float* uniform vectors, uniform float* uniform sums) {
-    const float first = add_halves(vectors[0], vectors[1], programCount);
-    const float second = add_halves(vectors[2], vectors[3], programCount);
-    float all = add_halves(first, second, programCount / 2);
-    all = add_halves(all, all, programCount / 4);
-    if (programCount == 16) all = add_halves(all, all, 2);
-    if (programIndex < TOKEN_BLOCK) sums[programIndex] = all;
-}
-
-// scores [num_heads, TILE_TOKENS] of TOKEN_BLOCK tokens. num_heads is a constant where this is inlined.
-static inline void score_tokens(const uniform int num_heads, uniform int head_dim, const uniform float* uniform query,
-                                const uniform Element* uniform* uniform keys, uniform float* uniform scores) {
-    float partial[HEAD_BLOCK * TOKEN_BLOCK];
+// Into L2: prefetching into L1 was half as fast.
+static inline void prefetch(const uniform Word* uniform words, const uniform int count) {
 #pragma unroll
-    for (uniform int i = 0; i < num_heads * TOKEN_BLOCK; i++) partial[i] = 0;
-    const uniform Element* uniform key0 = keys[0];
-    const uniform Element* uniform key1 = keys[1];
-    const uniform Element* uniform key2 = keys[2];
-    const uniform Element* uniform key3 = keys[3];
-    for (uniform int d = 0; d < head_dim; d += programCount) {
-        const float element0 = load(key0, d);
-        const float element1 = load(key1, d);
-        const float element2 = load(key2, d);
-        const float element3 = load(key3, d);
+    for (uniform int i = 0; i < count; i += CACHE_LINE_BYTES / sizeof(uniform Word)) prefetch_l2(words + i);
+}
+
+// 0 below 2^-126; keeps NaN. The polynomial is the Taylor series: relative error 2e-7 on [-0.5, 0.5].
+static inline float exp2(float x) {
+    const float whole = round(x);
+    const float rest = x - whole;
+    float power = 1.5403530e-4f;
+    power = power * rest + 1.3333558e-3f;
+    power = power * rest + 9.6181291e-3f;
+    power = power * rest + 5.5504109e-2f;
+    power = power * rest + 2.4022651e-1f;
+    power = power * rest + 6.9314718e-1f;
+    power = power * rest + 1.0f;
+    const float result = power * floatbits(((int)whole + 127) << 23);
+    return x < -126 ? 0.0f : result;
+}
+
+// scores [num_heads, TILE_TOKENS]. num_heads and chains are constants where this is inlined; several chains of sums
+// hide the latency of an addition when there are few heads.
+static inline void score_tile(const uniform int num_heads, const uniform int chains, uniform int head_dim,
+                              const uniform float* uniform query, const uniform Word* uniform key,
+                              const uniform Word* uniform next_key, uniform float* uniform scores) {
+    float sums[HEAD_BLOCK * 4 * TOKEN_VECTORS];
 #pragma unroll
-        for (uniform int head = 0; head < num_heads; head++) {
-            const float q = (query + head * head_dim + d)[programIndex];
-            partial[head * TOKEN_BLOCK + 0] += q * element0;
-            partial[head * TOKEN_BLOCK + 1] += q * element1;
-            partial[head * TOKEN_BLOCK + 2] += q * element2;
-            partial[head * TOKEN_BLOCK + 3] += q * element3;
+    for (uniform int i = 0; i < num_heads * chains * TOKEN_VECTORS; i++) sums[i] = 0;
+    for (uniform int first = 0; first < head_dim / PACK; first += chains) {
+        prefetch(next_key + first * TILE_TOKENS, chains * TILE_TOKENS);
+#pragma unroll
+        for (uniform int chain = 0; chain < chains; chain++) {
+#pragma unroll
+            for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
+                const Word word = load(key, (first + chain) * TILE_TOKENS + v * programCount);
+#pragma unroll
+                for (uniform int p = 0; p < PACK; p++) {
+                    const float element = part(word, p);
+#pragma unroll
+                    for (uniform int head = 0; head < num_heads; head++)
+                        sums[(head * chains + chain) * TOKEN_VECTORS + v] +=
+                            query[head * head_dim + (first + chain) * PACK + p] * element;
+                }
+            }
         }
     }
 #pragma unroll
-    for (uniform int head = 0; head < num_heads; head++)
-        store_sums(partial + head * TOKEN_BLOCK, scores + head * TILE_TOKENS);
+    for (uniform int head = 0; head < num_heads; head++) {
+#pragma unroll
+        for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
+            float score = sums[head * chains * TOKEN_VECTORS + v];
+#pragma unroll
+            for (uniform int chain = 1; chain < chains; chain++)
+                score += sums[(head * chains + chain) * TOKEN_VECTORS + v];
+            (scores + head * TILE_TOKENS + v * programCount)[programIndex] = score;
+        }
+    }
 }
 
-// Turns one head's scores into weights relative to the new maximum; returns the factor for the old state.
-static inline uniform float update_softmax(uniform float* uniform scores, uniform int num_tokens,
-                                           uniform float* uniform maximum, uniform float* uniform sum) {
-    float highest = LOWEST_FLOAT;
-    for (uniform int t = 0; t < TILE_TOKENS; t += programCount) {
-        const float score = (scores + t)[programIndex];
-        highest = max(highest, t + programIndex < num_tokens ? score : LOWEST_FLOAT);
-    }
-    const uniform float old_maximum = *maximum;
-    const uniform float new_maximum = max(old_maximum, reduce_max(highest));
-    const uniform float shrink = old_maximum == new_maximum ? 1.0f : exp(old_maximum - new_maximum);
-    float tile_sum = 0;
-    for (uniform int t = 0; t < TILE_TOKENS; t += programCount) {
-        const float weight = exp((scores + t)[programIndex] - new_maximum);
-        const float kept = t + programIndex < num_tokens ? weight : 0.0f;
-        (scores + t)[programIndex] = kept;
-        tile_sum += kept;
-    }
+static inline void raise_maximum(uniform int head_dim, uniform float new_maximum, uniform float* uniform accumulator,
+                                 uniform float* uniform maximum, uniform float* uniform sum) {
+    const float drop = *maximum - new_maximum;
+    const float shrink = exp2(drop);
+    for (uniform int i = 0; i < head_dim; i += programCount) (accumulator + i)[programIndex] *= shrink;
+    for (uniform int i = 0; i < TILE_TOKENS; i += programCount) (sum + i)[programIndex] *= shrink;
     *maximum = new_maximum;
-    *sum = *sum * shrink + reduce_add(tile_sum);
-    return shrink;
 }
 
-// accumulator[:, d : d + num_vectors * programCount] = shrink * itself + weights @ values.
+// Turns one head's scores into weights relative to the maximum, which first follows the scores if it must.
+static inline void weigh_tile(uniform int head_dim, uniform int num_tokens, uniform float* uniform scores,
+                              const uniform float* uniform key_scales, const uniform float* uniform value_scales,
+                              uniform float* uniform accumulator, uniform float* uniform maximum,
+                              uniform float* uniform sum) {
+    float score[TOKEN_VECTORS];
+    float highest = *maximum;
+#pragma unroll
+    for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
+        const uniform int first = v * programCount;
+        score[v] = (scores + first)[programIndex];
+#ifdef ELEMENT_INT8
+        score[v] *= (key_scales + first)[programIndex];
+#endif
+        if (first + programIndex < num_tokens) highest = max(highest, score[v]);
+    }
+    if (any(highest > *maximum + MAXIMUM_SLACK))
+        raise_maximum(head_dim, reduce_max(highest), accumulator, maximum, sum);
+#pragma unroll
+    for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
+        const uniform int first = v * programCount;
+        const float weight = first + programIndex < num_tokens ? exp2(score[v] - *maximum) : 0.0f;
+        (sum + first)[programIndex] += weight;
+#ifdef ELEMENT_INT8
+        (scores + first)[programIndex] = weight * (value_scales + first)[programIndex];
+#else
+        (scores + first)[programIndex] = weight;
+#endif
+    }
+}
+
+// accumulator[:, d : d + num_vectors * programCount] += weights @ values.
 // num_heads and num_vectors are constants where this is inlined.
 static inline void accumulate(const uniform int num_heads, const uniform int num_vectors, uniform int head_dim,
-                              uniform int d, uniform int num_tokens, const uniform Element* uniform* uniform values,
-                              const uniform float* uniform weights, const uniform float* uniform shrink,
-                              uniform float* uniform accumulator) {
-    float state[HEAD_BLOCK * DIM_BLOCK];
+                              uniform int d, const uniform float* uniform weights, const uniform Word* uniform value,
+                              const uniform Word* uniform next_value, uniform float* uniform accumulator) {
+    float state[HEAD_BLOCK * 4];
 #pragma unroll
     for (uniform int head = 0; head < num_heads; head++) {
 #pragma unroll
         for (uniform int i = 0; i < num_vectors; i++)
-            state[head * DIM_BLOCK + i] =
-                (accumulator + head * head_dim + d + i * programCount)[programIndex] * shrink[head];
+            state[head * num_vectors + i] = (accumulator + head * head_dim + d + i * programCount)[programIndex];
     }
-    for (uniform int t = 0; t < num_tokens; t++) {
-        const uniform Element* uniform row = values[t];
-        float value[DIM_BLOCK];
+    for (uniform int row = 0; row < TILE_TOKENS / PACK; row++) {
+        const uniform int first = row * head_dim + d;
+        prefetch(next_value + first, num_vectors * programCount);
+        Word word[4];
 #pragma unroll
-        for (uniform int i = 0; i < num_vectors; i++) value[i] = load(row, d + i * programCount);
+        for (uniform int i = 0; i < num_vectors; i++) word[i] = load(value, first + i * programCount);
 #pragma unroll
-        for (uniform int head = 0; head < num_heads; head++) {
-            const uniform float weight = weights[head * TILE_TOKENS + t];
+        for (uniform int p = 0; p < PACK; p++) {
+            float element[4];
 #pragma unroll
-            for (uniform int i = 0; i < num_vectors; i++) state[head * DIM_BLOCK + i] += weight * value[i];
-        }
-    }
+            for (uniform int i = 0; i < num_vectors; i++) element[i] = part(word[i], p);
 #pragma unroll
-    for (uniform int head = 0; head < num_heads; head++) {
+            for (uniform int head = 0; head < num_heads; head++) {
+                const uniform float weight = weights[head * TILE_TOKENS + row * PACK + p];
 #pragma unroll
-        for (uniform int i = 0; i < num_vectors; i++)
-            (accumulator + head * head_dim + d + i * programCount)[programIndex] = state[head * DIM_BLOCK + i];
-    }
-}
-
-static inline void attend_tile(const uniform int num_heads, uniform int head_dim, uniform int num_tokens,
-                               uniform int next_tokens, const uniform float* uniform query,
-                               const uniform Element* uniform* uniform keys,
-                               const uniform Element* uniform* uniform values, uniform float* uniform accumulator,
-                               uniform float* uniform maximum, uniform float* uniform sum) {
-    uniform float weights[HEAD_BLOCK * TILE_TOKENS];
-    uniform float shrink[HEAD_BLOCK];
-    for (uniform int t = 0; t < num_tokens; t += TOKEN_BLOCK) {
-        for (uniform int next = t; next < min(next_tokens, t + TOKEN_BLOCK); next++) {
-            prefetch_row(keys[TILE_TOKENS + next], head_dim);
-            prefetch_row(values[TILE_TOKENS + next], head_dim);
-        }
-        score_tokens(num_heads, head_dim, query, keys + t, weights + t);
-    }
-    for (uniform int head = 0; head < num_heads; head++)
-        shrink[head] = update_softmax(weights + head * TILE_TOKENS, num_tokens, maximum + head, sum + head);
-    uniform int d = 0;
-    for (; d + DIM_BLOCK * programCount <= head_dim; d += DIM_BLOCK * programCount)
-        accumulate(num_heads, DIM_BLOCK, head_dim, d, num_tokens, values, weights, shrink, accumulator);
-    for (; d < head_dim; d += programCount)
-        accumulate(num_heads, 1, head_dim, d, num_tokens, values, weights, shrink, accumulator);
-}
-
-export void SYMBOL(uniform int num_heads, uniform int head_dim, uniform int num_tokens,
-                   const uniform float* uniform query, const uniform Element* uniform* uniform keys,
-                   const uniform Element* uniform* uniform values, uniform float* uniform accumulator,
-                   uniform float* uniform maximum, uniform float* uniform sum) {
-    for (uniform int first = 0; first < num_tokens; first += TILE_TOKENS) {
-        const uniform int tile = min(num_tokens - first, TILE_TOKENS);
-        const uniform Element* uniform* uniform tile_keys = keys + first;
-        const uniform Element* uniform* uniform tile_values = values + first;
-        // Later head blocks find the next tile on its way already.
-        uniform int next_tile = min(num_tokens - first - tile, TILE_TOKENS);
-        uniform int head = 0;
-        while (head < num_heads) {
-            const uniform float* uniform head_query = query + head * head_dim;
-            uniform float* uniform state = accumulator + head * head_dim;
-            if (head + 4 <= num_heads) {
-                attend_tile(4, head_dim, tile, next_tile, head_query, tile_keys, tile_values, state, maximum + head,
-                            sum + head);
-                head += 4;
-            } else if (head + 2 <= num_heads) {
-                attend_tile(2, head_dim, tile, next_tile, head_query, tile_keys, tile_values, state, maximum + head,
-                            sum + head);
-                head += 2;
-            } else {
-                attend_tile(1, head_dim, tile, next_tile, head_query, tile_keys, tile_values, state, maximum + head,
-                            sum + head);
-                head += 1;
+                for (uniform int i = 0; i < num_vectors; i++) state[head * num_vectors + i] += weight * element[i];
             }
-            next_tile = 0;
         }
     }
+#pragma unroll
+    for (uniform int head = 0; head < num_heads; head++) {
+#pragma unroll
+        for (uniform int i = 0; i < num_vectors; i++)
+            (accumulator + head * head_dim + d + i * programCount)[programIndex] = state[head * num_vectors + i];
+    }
 }
+
+struct TilePointers {
+    const uniform Word* uniform key;
+    const uniform Word* uniform value;
+    const uniform float* uniform key_scales;
+    const uniform float* uniform value_scales;
+    const uniform Word* uniform next_key;
+    const uniform Word* uniform next_value;
+};
+
+static inline void attend_heads(const uniform int num_heads, const uniform int chains, const uniform int num_vectors,
+                                uniform int head_dim, uniform int num_tokens, const uniform TilePointers& tile,
+                                const uniform float* uniform query, uniform float* uniform accumulator,
+                                uniform float* uniform maximum, uniform float* uniform sum) {
+    uniform float weights[HEAD_BLOCK * TILE_TOKENS];
+    score_tile(num_heads, chains, head_dim, query, tile.key, tile.next_key, weights);
+    for (uniform int head = 0; head < num_heads; head++)
+        weigh_tile(head_dim, num_tokens, weights + head * TILE_TOKENS, tile.key_scales, tile.value_scales,
+                   accumulator + head * head_dim, maximum + head, sum + head * TILE_TOKENS);
+    uniform int d = 0;
+    for (; d + num_vectors * programCount <= head_dim; d += num_vectors * programCount)
+        accumulate(num_heads, num_vectors, head_dim, d, weights, tile.value, tile.next_value, accumulator);
+    for (; d < head_dim; d += programCount)
+        accumulate(num_heads, 1, head_dim, d, weights, tile.value, tile.next_value, accumulator);
+}
+
+#define ATTEND_HEADS(num_heads, chains, num_vectors)                                                          \
+    for (; head + num_heads <= group; head += num_heads)                                                      \
+    attend_heads(num_heads, chains, num_vectors, head_dim, num_tokens, tile, query + head * head_dim,         \
+                 accumulator + head * head_dim, maximum + head, sum + head * TILE_TOKENS)
+
+export void SYMBOL(uniform int group, uniform int head_dim, uniform int num_tokens, const uniform float* uniform query,
+                   const uniform Word* uniform key, const uniform Word* uniform value,
+                   const uniform float* uniform key_scales, const uniform float* uniform value_scales,
+                   const uniform Word* uniform next_key, const uniform Word* uniform next_value,
+                   uniform float* uniform accumulator, uniform float* uniform maximum, uniform float* uniform sum) {
+    const uniform TilePointers tile = {key, value, key_scales, value_scales, next_key, next_value};
+    uniform int head = 0;
+#ifndef ISPC_TARGET_AVX2
+    ATTEND_HEADS(8, 1, 2);
+#endif
+    ATTEND_HEADS(4, 1, HEAD_BLOCK / 2);
+    ATTEND_HEADS(2, 2, 4);
+    ATTEND_HEADS(1, 4, 4);
+}
+
+#ifndef ELEMENT_INT8
+#ifdef ELEMENT_BFLOAT16
+typedef unsigned int16 Activation;
+static inline float from_activation(unsigned int16 value) { return floatbits(((unsigned int32)value) << 16); }
+static inline unsigned int16 to_activation(float value) {
+    const unsigned int32 bits = intbits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (unsigned int16)((bits >> 16) | 0x40);
+    return (unsigned int16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+#else
+typedef Word Activation;
+static inline float from_activation(Word value) { return part(value, 0); }
+#ifdef ELEMENT_FLOAT16
+static inline Word to_activation(float value) { return float_to_half(value); }
+#else
+static inline Word to_activation(float value) { return value; }
+#endif
+#endif
+
+export void TO_FLOAT(const uniform Activation* uniform source, uniform int64 count, uniform float factor,
+                     uniform float* uniform target) {
+    foreach (i = 0 ... count) target[i] = factor * from_activation(source[i]);
+}
+
+export void FROM_FLOAT(const uniform float* uniform source, uniform int64 count, uniform float factor,
+                       uniform Activation* uniform target) {
+    foreach (i = 0 ... count) target[i] = to_activation(factor * source[i]);
+}
+#endif

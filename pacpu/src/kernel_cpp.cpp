@@ -1,64 +1,83 @@
-// The portable kernel: plain loops in lanes that any compiler vectorises. Each K and V element is converted once for
-// all query heads of its KV head.
+// The portable kernel: plain loops over a tile in lanes that any compiler vectorises.
 #include "kernel_cpp.h"
 
 #include <cmath>
+#include <limits>
 
 #include "convert.h"
+#include "span_walk.h"
 
 namespace pacpu {
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kTileTokens = 32;
-constexpr int kMaxHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 256;
 
-float dot(const float* a, const float* b, int size) {
-    float lanes[kLanes] = {};
-    for (int i = 0; i < size; i += kLanes)
-        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
-    float total = 0;
-    for (float lane : lanes) total += lane;
-    return total;
-}
+template <Element kElement>
+class PortableKernel {
+  public:
+    explicit PortableKernel(const Span& span) : span_(span) {}
 
-// Turns scores into weights relative to the new maximum; returns the factor by which the old state shrinks.
-float update_softmax(float* scores, int num_tokens, float* maximum, float* sum) {
-    float highest = *maximum;
-    for (int t = 0; t < num_tokens; ++t) highest = scores[t] > highest ? scores[t] : highest;
-    const float shrink = std::exp(*maximum - highest);
-    float tile_sum = 0;
-    for (int t = 0; t < num_tokens; ++t) {
-        scores[t] = std::exp(scores[t] - highest);
-        tile_sum += scores[t];
+    void attend(const Tile& tile, int64_t kv_head) {
+        unpack(tile);
+        const int64_t head_dim = span_.layout.head_dim;
+        for (int64_t head = kv_head * span_.group; head < (kv_head + 1) * span_.group; ++head) {
+            float weights[kTileTokens] = {};
+            const float* query = span_.query + head * head_dim;
+            for (int64_t d = 0; d < head_dim; ++d)
+                for (int64_t t = 0; t < kTileTokens; ++t) weights[t] += query[d] * key_[d][t];
+            float* accumulator = span_.accumulator + head * head_dim;
+            weigh(tile, head, accumulator, weights);
+            for (int64_t t = 0; t < tile.num_tokens; ++t)
+                for (int64_t d = 0; d < head_dim; ++d) accumulator[d] += weights[t] * value_[t][d];
+        }
     }
-    *maximum = highest;
-    *sum = *sum * shrink + tile_sum;
-    return shrink;
+
+  private:
+    void unpack(const Tile& tile) {
+        constexpr int64_t kPack = pack_of(kElement);
+        const int64_t head_dim = span_.layout.head_dim;
+        for (int64_t d = 0; d < head_dim; ++d)
+            for (int64_t t = 0; t < kTileTokens; ++t) {
+                key_[d][t] = element_to_float<kElement>(tile.key, (d / kPack * kTileTokens + t) * kPack + d % kPack);
+                value_[t][d] = element_to_float<kElement>(tile.value, (t / kPack * head_dim + d) * kPack + t % kPack);
+            }
+    }
+
+    // Turns one head's scores into weights relative to the maximum, which first follows the scores if it must.
+    void weigh(const Tile& tile, int64_t head, float* accumulator, float* scores) {
+        float& maximum = span_.maximum[head];
+        float* sum = span_.sum + head * kTileTokens;
+        float highest = maximum;
+        for (int64_t t = 0; t < tile.num_tokens; ++t) {
+            if (kElement == Element::kInt8) scores[t] *= tile.key_scales[t];
+            highest = scores[t] > highest ? scores[t] : highest;
+        }
+        if (highest > maximum + kMaximumSlack) {
+            const float shrink = std::exp2(maximum - highest);
+            for (int64_t d = 0; d < span_.layout.head_dim; ++d) accumulator[d] *= shrink;
+            for (int64_t t = 0; t < kTileTokens; ++t) sum[t] *= shrink;
+            maximum = highest;
+        }
+        for (int64_t t = 0; t < tile.num_tokens; ++t) {
+            const float weight = std::exp2(scores[t] - maximum);
+            sum[t] += weight;
+            scores[t] = kElement == Element::kInt8 ? weight * tile.value_scales[t] : weight;
+        }
+    }
+
+    const Span& span_;
+    float key_[kMaxHeadDim][kTileTokens];
+    float value_[kTileTokens][kMaxHeadDim];
+};
+
+template <Element kElement>
+void to_float(const void* source, int64_t count, float factor, float* target) {
+    for (int64_t i = 0; i < count; ++i) target[i] = factor * element_to_float<kElement>(source, i);
 }
 
 template <Element kElement>
-void attend(int32_t num_heads, int32_t head_dim, int32_t num_tokens, const float* query, const void* const* keys,
-            const void* const* values, float* accumulator, float* maximum, float* sum) {
-    float key_tile[kTileTokens][kMaxHeadDim];
-    float value_tile[kTileTokens][kMaxHeadDim];
-    float weights[kTileTokens];
-    for (int32_t first = 0; first < num_tokens; first += kTileTokens) {
-        const int tile = num_tokens - first < kTileTokens ? num_tokens - first : kTileTokens;
-        for (int t = 0; t < tile; ++t) {
-            load_floats(kElement, keys[first + t], head_dim, key_tile[t]);
-            load_floats(kElement, values[first + t], head_dim, value_tile[t]);
-        }
-        for (int32_t head = 0; head < num_heads; ++head) {
-            float* state = accumulator + static_cast<int64_t>(head) * head_dim;
-            const float* head_query = query + static_cast<int64_t>(head) * head_dim;
-            for (int t = 0; t < tile; ++t) weights[t] = dot(head_query, key_tile[t], head_dim);
-            const float shrink = update_softmax(weights, tile, maximum + head, sum + head);
-            for (int i = 0; i < head_dim; ++i) state[i] *= shrink;
-            for (int t = 0; t < tile; ++t)
-                for (int i = 0; i < head_dim; ++i) state[i] += weights[t] * value_tile[t][i];
-        }
-    }
+void from_float(const float* source, int64_t count, float factor, void* target) {
+    for (int64_t i = 0; i < count; ++i) float_to_element<kElement>(factor * source[i], target, i);
 }
 
 }  // namespace
@@ -66,7 +85,10 @@ void attend(int32_t num_heads, int32_t head_dim, int32_t num_tokens, const float
 const Target kPortableTarget = {
     "cpp",
     [] { return true; },
-    {attend<Element::kFloat32>, attend<Element::kFloat16>, attend<Element::kBFloat16>},
+    {attend_span<PortableKernel<Element::kFloat32>>, attend_span<PortableKernel<Element::kFloat16>>,
+     attend_span<PortableKernel<Element::kBFloat16>>, attend_span<PortableKernel<Element::kInt8>>},
+    {to_float<Element::kFloat32>, to_float<Element::kFloat16>, to_float<Element::kBFloat16>},
+    {from_float<Element::kFloat32>, from_float<Element::kFloat16>, from_float<Element::kBFloat16>},
 };
 
 }  // namespace pacpu

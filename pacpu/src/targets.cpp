@@ -1,52 +1,82 @@
-// The table of compiled kernels, and which of them this CPU can run.
+// The table of compiled targets, and which of them this CPU can run.
 #include <stdexcept>
 
 #include "kernel.h"
 #include "kernel_cpp.h"
+#include "kernel_ispc.h"
+#include "kernel_x86.h"
 
-#ifdef PACPU_WITH_ISPC
-#define PACPU_DECLARE(symbol)                                                                                       \
-    extern "C" void symbol(int32_t, int32_t, int32_t, const float*, const void* const*, const void* const*, float*, \
-                           float*, float*);
-PACPU_DECLARE(pacpu_ispc_avx2_float32)
-PACPU_DECLARE(pacpu_ispc_avx2_float16)
-PACPU_DECLARE(pacpu_ispc_avx2_bfloat16)
-PACPU_DECLARE(pacpu_ispc_avx512_float32)
-PACPU_DECLARE(pacpu_ispc_avx512_float16)
-PACPU_DECLARE(pacpu_ispc_avx512_bfloat16)
-#undef PACPU_DECLARE
+#ifdef PACPU_WITH_AVX512_BF16
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace pacpu {
-namespace {
 
-#ifdef PACPU_WITH_ISPC
-// ISPC compiles its avx2 target for Haswell and its avx512skx target for Skylake-X.
-bool runs_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+#ifdef PACPU_WITH_AVX512_BF16
+bool runs_avx512_bf16() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
-
-bool runs_avx512() {
-    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-}
-
-const Target kAvx512Target = {
-    "ispc_avx512", runs_avx512, {pacpu_ispc_avx512_float32, pacpu_ispc_avx512_float16, pacpu_ispc_avx512_bfloat16}};
-const Target kAvx2Target = {
-    "ispc_avx2", runs_avx2, {pacpu_ispc_avx2_float32, pacpu_ispc_avx2_float16, pacpu_ispc_avx2_bfloat16}};
 #endif
 
-// Best first.
-std::vector<const Target*> compiled_targets() {
-    return {
+#ifdef PACPU_WITH_AMX_BF16
+bool runs_amx_bf16() {
+    constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl; for the whole process
+    static const bool granted = [] {
+        unsigned eax, ebx, ecx, edx;
+        if (!runs_avx512_bf16() || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+        if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
+        return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    }();
+    return granted;
+}
+#endif
+
+namespace {
+
+// Where a family of instructions has nothing to offer, its target is the best of the others.
 #ifdef PACPU_WITH_ISPC
-        &kAvx512Target,
-        &kAvx2Target,
+const Target& kAvx512Base = kIspcAvx512Target;
+#else
+const Target& kAvx512Base = kPortableTarget;
+#endif
+
+[[maybe_unused]] Target with_kernels(const char* name, bool (*runnable)(), SpanKernel bfloat16, SpanKernel int8) {
+    Target target = kAvx512Base;
+    target.name = name;
+    target.runnable = runnable;
+    target.attend[static_cast<int>(Element::kBFloat16)] = bfloat16;
+    target.attend[static_cast<int>(Element::kInt8)] = int8;
+    return target;
+}
+
+// Best first.
+const std::vector<const Target*>& compiled_targets() {
+#ifdef PACPU_WITH_AMX_BF16
+    static const Target amx_bf16 = with_kernels("amx_bf16", runs_amx_bf16, attend_bf16_amx, attend_int8_vnni);
+#endif
+#ifdef PACPU_WITH_AVX512_BF16
+    static const Target avx512_bf16 =
+        with_kernels("avx512_bf16", runs_avx512_bf16, attend_bf16_dot, attend_int8_vnni);
+#endif
+    static const std::vector<const Target*> targets = {
+#ifdef PACPU_WITH_AMX_BF16
+        &amx_bf16,
+#endif
+#ifdef PACPU_WITH_AVX512_BF16
+        &avx512_bf16,
+#endif
+#ifdef PACPU_WITH_ISPC
+        &kIspcAvx512Target,
+        &kIspcAvx2Target,
 #endif
         &kPortableTarget,
     };
+    return targets;
 }
 
 }  // namespace

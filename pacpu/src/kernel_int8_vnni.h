@@ -1,0 +1,176 @@
+// int8 by the byte dot products of AVX512_VNNI. Query and weights become 16-bit integers, taken apart into two bytes:
+// 8 bits would cost more accuracy than the cache does. Include only in files compiled for it.
+#pragma once
+
+#include <cmath>
+
+#include "avx512_softmax.h"
+
+namespace pacpu {
+namespace {
+
+class Int8VnniKernel {
+  public:
+    explicit Int8VnniKernel(const Span& span)
+        : span_(span),
+          words_(span.layout.head_dim / 4),
+          queries_(reinterpret_cast<Query*>(span.scratch)),
+          bytes_(reinterpret_cast<uint32_t*>(queries_ + span.num_kv_heads * span.group)) {
+        for (int64_t head = 0; head < span.num_kv_heads * span.group; ++head) prepare(head);
+    }
+
+    void attend(const Tile& tile, int64_t kv_head) const {
+        int64_t head = kv_head * span_.group;
+        const int64_t end = head + span_.group;
+        for (; head + 4 <= end; head += 4) attend_heads<4>(tile, head);
+        for (; head + 2 <= end; head += 2) attend_heads<2>(tile, head);
+        for (; head < end; ++head) attend_heads<1>(tile, head);
+    }
+
+  private:
+    static constexpr int64_t kWords = kTileTokens / 4;
+    struct Query {
+        float scale;
+        int32_t high_offset, low_offset;  // what the keys' shift to unsigned bytes adds to the sums
+        int32_t unused;
+    };
+
+    // query = scale * (256 * high + low). The instruction multiplies unsigned by signed bytes, so keys are shifted by
+    // 128 on their way in, and the sums start at minus what that adds.
+    void prepare(int64_t head) const {
+        constexpr float kMost = 127 * 256;
+        const float* query = span_.query + head * span_.layout.head_dim;
+        auto* high = reinterpret_cast<int8_t*>(bytes_ + 2 * head * words_);
+        int8_t* low = high + words_ * 4;
+        __m512 largest = _mm512_setzero_ps();
+        for (int64_t d = 0; d < span_.layout.head_dim; d += 16)
+            largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(query + d)), largest);
+        const float most = _mm512_reduce_max_ps(largest);
+        const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
+        __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+        bool is_finite = std::isfinite(most);
+        for (int64_t d = 0; d < span_.layout.head_dim; d += 16) {
+            const __m512 x = _mm512_loadu_ps(query + d);
+            is_finite = is_finite && _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) == 0;
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+            const __m512i high_part = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+            const __m512i low_part = _mm512_sub_epi32(whole, _mm512_slli_epi32(high_part, 8));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + d), _mm512_cvtepi32_epi8(high_part));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(low + d), _mm512_cvtepi32_epi8(low_part));
+            high_sum = _mm512_add_epi32(high_sum, high_part);
+            low_sum = _mm512_add_epi32(low_sum, low_part);
+        }
+        queries_[head] = {is_finite ? most / kMost : NAN, -128 * _mm512_reduce_add_epi32(high_sum),
+                          -128 * _mm512_reduce_add_epi32(low_sum), 0};
+    }
+
+    template <int kHeads>
+    void attend_heads(const Tile& tile, int64_t head) const {
+        alignas(64) uint32_t high[kHeads][kWords], low[kHeads][kWords];
+        float factors[kHeads];
+        score<kHeads>(tile, head, high, low, factors);
+        constexpr int kVectors = 8 / kHeads;
+        int64_t d = 0;
+        for (; d + kVectors * 16 <= span_.layout.head_dim; d += kVectors * 16)
+            accumulate<kHeads, kVectors>(tile, head, d, high, low, factors);
+        for (; d < span_.layout.head_dim; d += 16) accumulate<kHeads, 1>(tile, head, d, high, low, factors);
+    }
+
+    template <int kHeads>
+    void score(const Tile& tile, int64_t head, uint32_t (*high)[kWords], uint32_t (*low)[kWords],
+               float* factors) const {
+        constexpr int kChains = 4 / kHeads;
+        const uint32_t* query = bytes_ + 2 * head * words_;
+        __m512i high_sums[kHeads][kChains], low_sums[kHeads][kChains];
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeads; ++h)
+#pragma GCC unroll 4
+            for (int chain = 0; chain < kChains; ++chain) {
+                high_sums[h][chain] = _mm512_set1_epi32(chain == 0 ? queries_[head + h].high_offset : 0);
+                low_sums[h][chain] = _mm512_set1_epi32(chain == 0 ? queries_[head + h].low_offset : 0);
+            }
+        for (int64_t word = 0; word < words_; word += kChains) {
+#pragma GCC unroll 4
+            for (int chain = 0; chain < kChains; ++chain) {
+                const __m512i signed_key = _mm512_loadu_si512(tile.key + (word + chain) * 64);
+                const __m512i key = _mm512_xor_si512(signed_key, _mm512_set1_epi8(static_cast<char>(0x80)));
+                prefetch_line(tile.next_key + (word + chain) * 64);
+#pragma GCC unroll 4
+                for (int h = 0; h < kHeads; ++h) {
+                    const uint32_t* bytes = query + 2 * h * words_ + word + chain;
+                    high_sums[h][chain] = _mm512_dpbusd_epi32(high_sums[h][chain], key, broadcast(bytes[0]));
+                    low_sums[h][chain] = _mm512_dpbusd_epi32(low_sums[h][chain], key, broadcast(bytes[words_]));
+                }
+            }
+        }
+        const __m512 key_scales = _mm512_loadu_ps(tile.key_scales);
+        const __m512 value_scales = _mm512_loadu_ps(tile.value_scales);
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeads; ++h) {
+            __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][0], 8), low_sums[h][0]);
+#pragma GCC unroll 4
+            for (int chain = 1; chain < kChains; ++chain)
+                whole = _mm512_add_epi32(
+                    whole, _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][chain], 8), low_sums[h][chain]));
+            const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(queries_[head + h].scale), key_scales);
+            const __m512 scores = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor);
+            const __m512 weights = _mm512_mul_ps(weigh_tile(span_, head + h, tile.num_tokens, scores), value_scales);
+            factors[h] = split(weights, high[h], low[h]);
+        }
+    }
+
+    // weights = factor * (256 * high + low); returns the factor, NaN when a weight is.
+    static float split(__m512 weights, uint32_t* high, uint32_t* low) {
+        constexpr float kMost = 65535;
+        const float most = _mm512_reduce_max_ps(weights);
+        const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights, inverse));
+        _mm_store_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(whole, 8)));
+        _mm_store_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(whole));
+        return _mm512_cmp_ps_mask(weights, weights, _CMP_UNORD_Q) == 0 ? most / kMost : NAN;
+    }
+
+    template <int kHeads, int kVectors>
+    void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*high)[kWords],
+                    const uint32_t (*low)[kWords], const float* factors) const {
+        const int64_t head_dim = span_.layout.head_dim;
+        __m512i high_sums[kHeads][kVectors], low_sums[kHeads][kVectors];
+#pragma GCC unroll 8
+        for (int h = 0; h < kHeads; ++h)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) high_sums[h][v] = low_sums[h][v] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int64_t word = 0; word < kWords; ++word) {
+            const int64_t line = (word * head_dim + d) * 4;
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) {
+                const __m512i value = _mm512_loadu_si512(tile.value + line + v * 64);
+                prefetch_line(tile.next_value + line + v * 64);
+#pragma GCC unroll 8
+                for (int h = 0; h < kHeads; ++h) {
+                    high_sums[h][v] = _mm512_dpbusd_epi32(high_sums[h][v], broadcast(high[h][word]), value);
+                    low_sums[h][v] = _mm512_dpbusd_epi32(low_sums[h][v], broadcast(low[h][word]), value);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int h = 0; h < kHeads; ++h)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) {
+                float* accumulator = span_.accumulator + (head + h) * head_dim + d + v * 16;
+                const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][v], 8), low_sums[h][v]);
+                _mm512_storeu_ps(accumulator, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(factors[h]),
+                                                              _mm512_loadu_ps(accumulator)));
+            }
+    }
+
+    static __m512i broadcast(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
+
+    const Span& span_;
+    const int64_t words_;  // of four bytes, in a head's query
+    Query* queries_;       // [heads]
+    uint32_t* bytes_;      // high and low words of the queries [heads, 2, words]
+};
+
+}  // namespace
+}  // namespace pacpu

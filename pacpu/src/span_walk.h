@@ -1,0 +1,121 @@
+// The walk over a span's tiles that all kernels share: block by block, in a block head by head, so that memory is read
+// as one stream. Short tiles are padded, and the tile that comes some kilobytes later is named for prefetching.
+// Here and in the kernels' headers all is in an unnamed namespace: files are compiled for different instruction sets,
+// and the linker must not merge their functions.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "kernel.h"
+
+namespace pacpu {
+namespace {
+
+struct Tile {
+    const char *key, *value;                 // in the layout of layout.h
+    const float *key_scales, *value_scales;  // of int8
+    int64_t num_tokens;                      // what lies beyond is zero
+    const char *next_key, *next_value;       // to be prefetched: as much as this tile
+};
+
+class SpanWalk {
+  public:
+    explicit SpanWalk(const Span& span) : span_(span) { enter_block(); }
+
+    bool done() const { return block_ * span_.layout.tiles_per_block() >= end_tile(); }
+    int64_t head() const { return head_; }
+    const char* key() const { return piece() + tile_ * span_.layout.tile_bytes(); }
+    const char* value() const { return key() + span_.layout.value_offset(); }
+    const float* key_scales() const { return scales(span_.layout.key_scale_offset()); }
+    const float* value_scales() const { return scales(span_.layout.value_scale_offset()); }
+    int64_t num_tokens() const {
+        const int64_t in_block = tile_ * kTileTokens;
+        const int64_t in_row = block_ * span_.layout.block_size + in_block;
+        return std::min({int64_t{kTileTokens}, span_.layout.block_size - in_block, span_.num_tokens - in_row});
+    }
+
+    void advance() {
+        if (++tile_ < last_tile_) return;
+        if (++head_ < span_.num_kv_heads) {
+            tile_ = first_tile_;
+            return;
+        }
+        head_ = 0;
+        ++block_;
+        enter_block();
+    }
+
+  private:
+    const char* piece() const { return span_.blocks[block_] + head_ * span_.head_stride_bytes; }
+    int64_t end_tile() const { return span_.first_tile + span_.num_tiles; }
+    const float* scales(int64_t offset) const {
+        return reinterpret_cast<const float*>(piece() + offset) + tile_ * kTileTokens;
+    }
+    void enter_block() {
+        first_tile_ = tile_ = block_ == 0 ? span_.first_tile : 0;
+        last_tile_ = std::min(span_.layout.tiles_per_block(), end_tile() - block_ * span_.layout.tiles_per_block());
+    }
+
+    const Span& span_;
+    int64_t block_ = 0, head_ = 0, tile_ = 0, first_tile_ = 0, last_tile_ = 0;
+};
+
+// Copies K, V and scales of a short tile and fills up with zeros: memory beyond a row's end may hold anything, and a
+// weight of zero does not silence a NaN.
+inline void pad_tile(const Span& span, Tile* tile) {
+    const int64_t bytes = span.layout.tile_bytes(), head_dim = span.layout.head_dim;
+    const int64_t element = element_bytes(span.layout.element), pack = pack_of(span.layout.element);
+    char* key = span.scratch + prepared_query_bytes(span.num_kv_heads * span.group, head_dim);
+    char* value = key + bytes;
+    const auto tokens = static_cast<size_t>(tile->num_tokens);
+    std::memset(key, 0, static_cast<size_t>(2 * bytes));
+    const int64_t key_row = kTileTokens * pack * element;
+    for (int64_t row = 0; row < bytes; row += key_row)
+        std::memcpy(key + row, tile->key + row, tokens * static_cast<size_t>(pack * element));
+    const int64_t full_rows = tile->num_tokens / pack;
+    const int64_t value_row = head_dim * pack * element;
+    std::memcpy(value, tile->value, static_cast<size_t>(full_rows * value_row));
+    const auto rest = static_cast<size_t>((tile->num_tokens - full_rows * pack) * element);
+    for (int64_t lane = full_rows * value_row; rest > 0 && lane < (full_rows + 1) * value_row; lane += pack * element)
+        std::memcpy(value + lane, tile->value + lane, rest);
+    tile->key = key;
+    tile->value = value;
+    if (span.layout.element != Element::kInt8) return;
+    auto* scales = reinterpret_cast<float*>(value + bytes);
+    std::memset(scales, 0, 2 * kTileTokens * sizeof(float));
+    std::memcpy(scales, tile->key_scales, tokens * sizeof(float));
+    std::memcpy(scales + kTileTokens, tile->value_scales, tokens * sizeof(float));
+    tile->key_scales = scales;
+    tile->value_scales = scales + kTileTokens;
+}
+
+// A Kernel is made from a span, preparing the query in its scratch, and has attend(tile, head).
+template <typename Kernel>
+void attend_span(const Span& span) {
+    // Far enough to hide the latency of memory, near enough to stay in L2; half and twice as much were slower.
+    constexpr int64_t kPrefetchBytes = 8192;
+    const int64_t distance = std::max<int64_t>(1, kPrefetchBytes / (2 * span.layout.tile_bytes()));
+    SpanWalk walk(span), ahead(span);
+    for (int64_t i = 0; i < distance && !ahead.done(); ++i, ahead.advance())
+        for (int64_t byte = 0; byte < span.layout.tile_bytes(); byte += 64) {
+            __builtin_prefetch(ahead.key() + byte, 0, 2);
+            __builtin_prefetch(ahead.value() + byte, 0, 2);
+        }
+    Kernel kernel(span);
+    for (; !walk.done(); walk.advance()) {
+        Tile tile{walk.key(),  walk.value(), walk.key_scales(), walk.value_scales(), walk.num_tokens(),
+                  walk.key(), walk.value()};
+        if (!ahead.done()) {
+            tile.next_key = ahead.key();
+            tile.next_value = ahead.value();
+            ahead.advance();
+        }
+        if (tile.num_tokens < kTileTokens) pad_tile(span, &tile);
+        kernel.attend(tile, walk.head());
+    }
+}
+
+}  // namespace
+}  // namespace pacpu
