@@ -10,10 +10,14 @@
 // Registers hold HEAD_BLOCK heads of scores, and that many heads times DIM_BLOCK vectors of the output.
 #ifdef ISPC_TARGET_AVX2
 #define HEAD_BLOCK 4
+#define VECTOR_LANES 8
 #define TOKEN_VECTORS 2
+#define FOUR_HEADS_VECTORS 2
 #else
 #define HEAD_BLOCK 8
+#define VECTOR_LANES 16
 #define TOKEN_VECTORS 1
+#define FOUR_HEADS_VECTORS 4
 #endif
 
 // A word is what lies in one lane of the tile; PACK elements are in it.
@@ -40,9 +44,10 @@ static inline float part(int32 word, uniform int index) { return (float)((word <
 static inline Word load(const uniform Word* uniform words, uniform int offset) { return (words + offset)[programIndex]; }
 
 // Into L2: prefetching into L1 was half as fast.
-static inline void prefetch(const uniform Word* uniform words, const uniform int count) {
+template <int vectors>
+static inline void prefetch(const uniform Word* uniform words) {
 #pragma unroll
-    for (uniform int i = 0; i < count; i += CACHE_LINE_BYTES / sizeof(uniform Word)) prefetch_l2(words + i);
+    for (uniform int i = 0; i < vectors * VECTOR_LANES; i += CACHE_LINE_BYTES / sizeof(uniform Word)) prefetch_l2(words + i);
 }
 
 // 0 below 2^-126; keeps NaN. The polynomial is the Taylor series: relative error 2e-7 on [-0.5, 0.5].
@@ -60,21 +65,21 @@ static inline float exp2(float x) {
     return x < -126 ? 0.0f : result;
 }
 
-// scores [num_heads, TILE_TOKENS]. num_heads and chains are constants where this is inlined; several chains of sums
-// hide the latency of an addition when there are few heads.
-static inline void score_tile(const uniform int num_heads, const uniform int chains, uniform int head_dim,
-                              const uniform float* uniform query, const uniform Word* uniform key,
+// Template parameters, and no masks: otherwise sums would live in memory.
+// scores [num_heads, TILE_TOKENS]. Several chains of sums hide the latency of an addition when there are few heads.
+template <int num_heads, int chains>
+static unmasked inline void score_tile(uniform int head_dim, const uniform float* uniform query, const uniform Word* uniform key,
                               const uniform Word* uniform next_key, uniform float* uniform scores) {
-    float sums[HEAD_BLOCK * 4 * TOKEN_VECTORS];
+    float sums[8 * TOKEN_VECTORS];
 #pragma unroll
     for (uniform int i = 0; i < num_heads * chains * TOKEN_VECTORS; i++) sums[i] = 0;
     for (uniform int first = 0; first < head_dim / PACK; first += chains) {
-        prefetch(next_key + first * TILE_TOKENS, chains * TILE_TOKENS);
 #pragma unroll
         for (uniform int chain = 0; chain < chains; chain++) {
+            prefetch<TOKEN_VECTORS>(next_key + (first + chain) * TILE_TOKENS);
 #pragma unroll
             for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
-                const Word word = load(key, (first + chain) * TILE_TOKENS + v * programCount);
+                const Word word = load(key, (first + chain) * TILE_TOKENS + v * VECTOR_LANES);
 #pragma unroll
                 for (uniform int p = 0; p < PACK; p++) {
                     const float element = part(word, p);
@@ -94,22 +99,22 @@ static inline void score_tile(const uniform int num_heads, const uniform int cha
 #pragma unroll
             for (uniform int chain = 1; chain < chains; chain++)
                 score += sums[(head * chains + chain) * TOKEN_VECTORS + v];
-            (scores + head * TILE_TOKENS + v * programCount)[programIndex] = score;
+            (scores + head * TILE_TOKENS + v * VECTOR_LANES)[programIndex] = score;
         }
     }
 }
 
-static inline void raise_maximum(uniform int head_dim, uniform float new_maximum, uniform float* uniform accumulator,
+static unmasked inline void raise_maximum(uniform int head_dim, uniform float new_maximum, uniform float* uniform accumulator,
                                  uniform float* uniform maximum, uniform float* uniform sum) {
     const float drop = *maximum - new_maximum;
     const float shrink = exp2(drop);
-    for (uniform int i = 0; i < head_dim; i += programCount) (accumulator + i)[programIndex] *= shrink;
-    for (uniform int i = 0; i < TILE_TOKENS; i += programCount) (sum + i)[programIndex] *= shrink;
+    for (uniform int i = 0; i < head_dim; i += VECTOR_LANES) (accumulator + i)[programIndex] *= shrink;
+    for (uniform int i = 0; i < TILE_TOKENS; i += VECTOR_LANES) (sum + i)[programIndex] *= shrink;
     *maximum = new_maximum;
 }
 
 // Turns one head's scores into weights relative to the maximum, which first follows the scores if it must.
-static inline void weigh_tile(uniform int head_dim, uniform int num_tokens, uniform float* uniform scores,
+static unmasked inline void weigh_tile(uniform int head_dim, uniform int num_tokens, uniform float* uniform scores,
                               const uniform float* uniform key_scales, const uniform float* uniform value_scales,
                               uniform float* uniform accumulator, uniform float* uniform maximum,
                               uniform float* uniform sum) {
@@ -117,7 +122,7 @@ static inline void weigh_tile(uniform int head_dim, uniform int num_tokens, unif
     float highest = *maximum;
 #pragma unroll
     for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
-        const uniform int first = v * programCount;
+        const uniform int first = v * VECTOR_LANES;
         score[v] = (scores + first)[programIndex];
 #ifdef ELEMENT_INT8
         score[v] *= (key_scales + first)[programIndex];
@@ -128,7 +133,7 @@ static inline void weigh_tile(uniform int head_dim, uniform int num_tokens, unif
         raise_maximum(head_dim, reduce_max(highest), accumulator, maximum, sum);
 #pragma unroll
     for (uniform int v = 0; v < TOKEN_VECTORS; v++) {
-        const uniform int first = v * programCount;
+        const uniform int first = v * VECTOR_LANES;
         const float weight = first + programIndex < num_tokens ? exp2(score[v] - *maximum) : 0.0f;
         (sum + first)[programIndex] += weight;
 #ifdef ELEMENT_INT8
@@ -139,24 +144,23 @@ static inline void weigh_tile(uniform int head_dim, uniform int num_tokens, unif
     }
 }
 
-// accumulator[:, d : d + num_vectors * programCount] += weights @ values.
-// num_heads and num_vectors are constants where this is inlined.
-static inline void accumulate(const uniform int num_heads, const uniform int num_vectors, uniform int head_dim,
-                              uniform int d, const uniform float* uniform weights, const uniform Word* uniform value,
+// accumulator[:, d : d + num_vectors * VECTOR_LANES] += weights @ values.
+template <int num_heads, int num_vectors>
+static unmasked inline void accumulate(uniform int head_dim, uniform int d, const uniform float* uniform weights, const uniform Word* uniform value,
                               const uniform Word* uniform next_value, uniform float* uniform accumulator) {
-    float state[HEAD_BLOCK * 4];
+    float state[16];
 #pragma unroll
     for (uniform int head = 0; head < num_heads; head++) {
 #pragma unroll
         for (uniform int i = 0; i < num_vectors; i++)
-            state[head * num_vectors + i] = (accumulator + head * head_dim + d + i * programCount)[programIndex];
+            state[head * num_vectors + i] = (accumulator + head * head_dim + d + i * VECTOR_LANES)[programIndex];
     }
     for (uniform int row = 0; row < TILE_TOKENS / PACK; row++) {
         const uniform int first = row * head_dim + d;
-        prefetch(next_value + first, num_vectors * programCount);
+        prefetch<num_vectors>(next_value + first);
         Word word[4];
 #pragma unroll
-        for (uniform int i = 0; i < num_vectors; i++) word[i] = load(value, first + i * programCount);
+        for (uniform int i = 0; i < num_vectors; i++) word[i] = load(value, first + i * VECTOR_LANES);
 #pragma unroll
         for (uniform int p = 0; p < PACK; p++) {
             float element[4];
@@ -174,7 +178,7 @@ static inline void accumulate(const uniform int num_heads, const uniform int num
     for (uniform int head = 0; head < num_heads; head++) {
 #pragma unroll
         for (uniform int i = 0; i < num_vectors; i++)
-            (accumulator + head * head_dim + d + i * programCount)[programIndex] = state[head * num_vectors + i];
+            (accumulator + head * head_dim + d + i * VECTOR_LANES)[programIndex] = state[head * num_vectors + i];
     }
 }
 
@@ -187,25 +191,25 @@ struct TilePointers {
     const uniform Word* uniform next_value;
 };
 
-static inline void attend_heads(const uniform int num_heads, const uniform int chains, const uniform int num_vectors,
-                                uniform int head_dim, uniform int num_tokens, const uniform TilePointers& tile,
+template <int num_heads, int chains, int num_vectors>
+static unmasked inline void attend_heads(uniform int head_dim, uniform int num_tokens, const uniform TilePointers& tile,
                                 const uniform float* uniform query, uniform float* uniform accumulator,
                                 uniform float* uniform maximum, uniform float* uniform sum) {
     uniform float weights[HEAD_BLOCK * TILE_TOKENS];
-    score_tile(num_heads, chains, head_dim, query, tile.key, tile.next_key, weights);
+    score_tile<num_heads, chains>(head_dim, query, tile.key, tile.next_key, weights);
     for (uniform int head = 0; head < num_heads; head++)
         weigh_tile(head_dim, num_tokens, weights + head * TILE_TOKENS, tile.key_scales, tile.value_scales,
                    accumulator + head * head_dim, maximum + head, sum + head * TILE_TOKENS);
     uniform int d = 0;
-    for (; d + num_vectors * programCount <= head_dim; d += num_vectors * programCount)
-        accumulate(num_heads, num_vectors, head_dim, d, weights, tile.value, tile.next_value, accumulator);
-    for (; d < head_dim; d += programCount)
-        accumulate(num_heads, 1, head_dim, d, weights, tile.value, tile.next_value, accumulator);
+    for (; d + num_vectors * VECTOR_LANES <= head_dim; d += num_vectors * VECTOR_LANES)
+        accumulate<num_heads, num_vectors>(head_dim, d, weights, tile.value, tile.next_value, accumulator);
+    for (; d < head_dim; d += VECTOR_LANES)
+        accumulate<num_heads, 1>(head_dim, d, weights, tile.value, tile.next_value, accumulator);
 }
 
 #define ATTEND_HEADS(num_heads, chains, num_vectors)                                                          \
     for (; head + num_heads <= group; head += num_heads)                                                      \
-    attend_heads(num_heads, chains, num_vectors, head_dim, num_tokens, tile, query + head * head_dim,         \
+    attend_heads<num_heads, chains, num_vectors>(head_dim, num_tokens, tile, query + head * head_dim,         \
                  accumulator + head * head_dim, maximum + head, sum + head * TILE_TOKENS)
 
 export void SYMBOL(uniform int group, uniform int head_dim, uniform int num_tokens, const uniform float* uniform query,
@@ -218,7 +222,7 @@ export void SYMBOL(uniform int group, uniform int head_dim, uniform int num_toke
 #ifndef ISPC_TARGET_AVX2
     ATTEND_HEADS(8, 1, 2);
 #endif
-    ATTEND_HEADS(4, 1, HEAD_BLOCK / 2);
+    ATTEND_HEADS(4, 1, FOUR_HEADS_VECTORS);
     ATTEND_HEADS(2, 2, 4);
     ATTEND_HEADS(1, 4, 4);
 }
