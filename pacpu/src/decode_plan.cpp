@@ -156,7 +156,7 @@ void DecodePlan::attend(const WorkItem& item, const Scratch& scratch) {
     const char* query = arrays_.query.data + item.row * arrays_.query.strides_bytes[0] +
                         first_head * head_dim_ * element_bytes(arrays_.query.element);
     target_.to_float[static_cast<int>(arrays_.query.element)](query, num_heads * head_dim_, query_factor_,
-                                                               scratch.query);
+                                                              scratch.query);
     Scratch state = scratch;
     float* slot = item.num_slots > 0 ? slot_state(item.slot) : nullptr;
     if (slot != nullptr) {

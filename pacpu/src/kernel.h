@@ -37,9 +37,9 @@ constexpr float kMaximumSlack = 8.0f;
 struct Target {
     const char* name;
     bool (*runnable)();
-    SpanKernel attend[kNumElements];     // by Element of the cache
-    ToFloat to_float[kNumFloats];        // target = factor * source
-    FromFloat from_float[kNumFloats];    // to the nearest even
+    SpanKernel attend[kNumElements];   // by Element of the cache
+    ToFloat to_float[kNumFloats];      // target = factor * source
+    FromFloat from_float[kNumFloats];  // to the nearest even
 };
 
 // A kernel's scratch: the query as it wants it, then one tile of K and V with scales, padded with zeros.

@@ -1,5 +1,4 @@
 #include "kernel_amx.h"
-#include "kernel_bf16_dot.h"
 #include "kernel_x86.h"
 
 namespace pacpu {
@@ -9,7 +8,7 @@ void attend_bf16_amx(const Span& span) {
     if (span.group > 1 && span.group <= AmxBf16Kernel::kMaxGroup)
         attend_span<AmxBf16Kernel>(span);
     else
-        attend_span<Bf16DotKernel>(span);
+        attend_bf16_dot(span);
 }
 
 }  // namespace pacpu

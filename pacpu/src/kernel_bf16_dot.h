@@ -6,6 +6,8 @@
 namespace pacpu {
 namespace {
 
+// kHeadDim is the head_dim where it is known when compiling: loops then need fewer addresses; 0 stands for any.
+template <int64_t kHeadDim>
 class Bf16DotKernel {
   public:
     explicit Bf16DotKernel(const Span& span) : span_(span), query_(reinterpret_cast<uint32_t*>(span.scratch)) {
@@ -27,6 +29,7 @@ class Bf16DotKernel {
 
   private:
     static constexpr int64_t kPairs = kTileTokens / 2;
+    int64_t head_dim() const { return kHeadDim > 0 ? kHeadDim : span_.layout.head_dim; }
     static __m512bh load(const char* line) { return (__m512bh)_mm512_loadu_si512(line); }
     static __m512bh broadcast(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)); }
 
@@ -39,10 +42,9 @@ class Bf16DotKernel {
         constexpr int kSharing = kHeads >= 4 ? 4 : kHeads;
         for (int first = 0; first < kHeads; first += kSharing) {
             int64_t d = 0;
-            for (; d + kVectors * 16 <= span_.layout.head_dim; d += kVectors * 16)
+            for (; d + kVectors * 16 <= head_dim(); d += kVectors * 16)
                 accumulate<kSharing, kVectors>(tile, head + first, d, weights + first);
-            for (; d < span_.layout.head_dim; d += 16)
-                accumulate<kSharing, 1>(tile, head + first, d, weights + first);
+            for (; d < head_dim(); d += 16) accumulate<kSharing, 1>(tile, head + first, d, weights + first);
         }
     }
 
@@ -50,7 +52,7 @@ class Bf16DotKernel {
     void score(const Tile& tile, int64_t head, uint32_t (*weights)[kPairs]) const {
         // Eight sums at a time hide the latency of a dot product.
         constexpr int kChains = 8 / kHeads;
-        const int64_t pairs = span_.layout.head_dim / 2;
+        const int64_t pairs = head_dim() / 2;
         const uint32_t* query = query_ + head * pairs;
         __m512 sums[kHeads][kChains];
         for (auto& chains : sums)
@@ -62,8 +64,7 @@ class Bf16DotKernel {
                 prefetch_line(tile.next_key + (pair + chain) * 64);
 #pragma GCC unroll 8
                 for (int h = 0; h < kHeads; ++h)
-                    sums[h][chain] =
-                        _mm512_dpbf16_ps(sums[h][chain], key, broadcast(query[h * pairs + pair + chain]));
+                    sums[h][chain] = _mm512_dpbf16_ps(sums[h][chain], key, broadcast(query[h * pairs + pair + chain]));
             }
         }
 #pragma GCC unroll 8
@@ -78,15 +79,14 @@ class Bf16DotKernel {
 
     template <int kHeads, int kVectors>
     void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*weights)[kPairs]) const {
-        const int64_t head_dim = span_.layout.head_dim;
-        float* accumulator = span_.accumulator + head * head_dim + d;
+        float* accumulator = span_.accumulator + head * head_dim() + d;
         __m512 sums[kHeads][kVectors];
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) sums[h][v] = _mm512_loadu_ps(accumulator + h * head_dim + v * 16);
+            for (int v = 0; v < kVectors; ++v) sums[h][v] = _mm512_loadu_ps(accumulator + h * head_dim() + v * 16);
         for (int64_t pair = 0; pair < kPairs; ++pair) {
-            const int64_t line = (pair * head_dim + d) * 4;
+            const int64_t line = (pair * head_dim() + d) * 4;
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
                 const __m512bh value = load(tile.value + line + v * 64);
@@ -99,7 +99,7 @@ class Bf16DotKernel {
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(accumulator + h * head_dim + v * 16, sums[h][v]);
+            for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(accumulator + h * head_dim() + v * 16, sums[h][v]);
     }
 
     const Span& span_;

@@ -9,11 +9,12 @@
 namespace pacpu {
 namespace {
 
+// kHeadDim as in Bf16DotKernel.
+template <int64_t kHeadDim>
 class Int8VnniKernel {
   public:
     explicit Int8VnniKernel(const Span& span)
         : span_(span),
-          words_(span.layout.head_dim / 4),
           queries_(reinterpret_cast<Query*>(span.scratch)),
           bytes_(reinterpret_cast<uint32_t*>(queries_ + span.num_kv_heads * span.group)) {
         for (int64_t head = 0; head < span.num_kv_heads * span.group; ++head) prepare(head);
@@ -29,6 +30,8 @@ class Int8VnniKernel {
 
   private:
     static constexpr int64_t kWords = kTileTokens / 4;
+    int64_t head_dim() const { return kHeadDim > 0 ? kHeadDim : span_.layout.head_dim; }
+    int64_t query_words() const { return head_dim() / 4; }  // of four bytes, in a head's query
     struct Query {
         float scale;
         int32_t high_offset, low_offset;  // what the keys' shift to unsigned bytes adds to the sums
@@ -39,17 +42,17 @@ class Int8VnniKernel {
     // 128 on their way in, and the sums start at minus what that adds.
     void prepare(int64_t head) const {
         constexpr float kMost = 127 * 256;
-        const float* query = span_.query + head * span_.layout.head_dim;
-        auto* high = reinterpret_cast<int8_t*>(bytes_ + 2 * head * words_);
-        int8_t* low = high + words_ * 4;
+        const float* query = span_.query + head * head_dim();
+        auto* high = reinterpret_cast<int8_t*>(bytes_ + 2 * head * query_words());
+        int8_t* low = high + query_words() * 4;
         __m512 largest = _mm512_setzero_ps();
-        for (int64_t d = 0; d < span_.layout.head_dim; d += 16)
+        for (int64_t d = 0; d < head_dim(); d += 16)
             largest = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(query + d)), largest);
         const float most = _mm512_reduce_max_ps(largest);
         const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
         __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
         bool is_finite = std::isfinite(most);
-        for (int64_t d = 0; d < span_.layout.head_dim; d += 16) {
+        for (int64_t d = 0; d < head_dim(); d += 16) {
             const __m512 x = _mm512_loadu_ps(query + d);
             is_finite = is_finite && _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) == 0;
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
@@ -71,16 +74,16 @@ class Int8VnniKernel {
         score<kHeads>(tile, head, high, low, factors);
         constexpr int kVectors = 8 / kHeads;
         int64_t d = 0;
-        for (; d + kVectors * 16 <= span_.layout.head_dim; d += kVectors * 16)
+        for (; d + kVectors * 16 <= head_dim(); d += kVectors * 16)
             accumulate<kHeads, kVectors>(tile, head, d, high, low, factors);
-        for (; d < span_.layout.head_dim; d += 16) accumulate<kHeads, 1>(tile, head, d, high, low, factors);
+        for (; d < head_dim(); d += 16) accumulate<kHeads, 1>(tile, head, d, high, low, factors);
     }
 
     template <int kHeads>
     void score(const Tile& tile, int64_t head, uint32_t (*high)[kWords], uint32_t (*low)[kWords],
                float* factors) const {
         constexpr int kChains = 4 / kHeads;
-        const uint32_t* query = bytes_ + 2 * head * words_;
+        const uint32_t* query = bytes_ + 2 * head * query_words();
         __m512i high_sums[kHeads][kChains], low_sums[kHeads][kChains];
 #pragma GCC unroll 4
         for (int h = 0; h < kHeads; ++h)
@@ -89,7 +92,7 @@ class Int8VnniKernel {
                 high_sums[h][chain] = _mm512_set1_epi32(chain == 0 ? queries_[head + h].high_offset : 0);
                 low_sums[h][chain] = _mm512_set1_epi32(chain == 0 ? queries_[head + h].low_offset : 0);
             }
-        for (int64_t word = 0; word < words_; word += kChains) {
+        for (int64_t word = 0; word < query_words(); word += kChains) {
 #pragma GCC unroll 4
             for (int chain = 0; chain < kChains; ++chain) {
                 const __m512i signed_key = _mm512_loadu_si512(tile.key + (word + chain) * 64);
@@ -97,9 +100,9 @@ class Int8VnniKernel {
                 prefetch_line(tile.next_key + (word + chain) * 64);
 #pragma GCC unroll 4
                 for (int h = 0; h < kHeads; ++h) {
-                    const uint32_t* bytes = query + 2 * h * words_ + word + chain;
+                    const uint32_t* bytes = query + 2 * h * query_words() + word + chain;
                     high_sums[h][chain] = _mm512_dpbusd_epi32(high_sums[h][chain], key, broadcast(bytes[0]));
-                    low_sums[h][chain] = _mm512_dpbusd_epi32(low_sums[h][chain], key, broadcast(bytes[words_]));
+                    low_sums[h][chain] = _mm512_dpbusd_epi32(low_sums[h][chain], key, broadcast(bytes[query_words()]));
                 }
             }
         }
@@ -133,7 +136,6 @@ class Int8VnniKernel {
     template <int kHeads, int kVectors>
     void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*high)[kWords],
                     const uint32_t (*low)[kWords], const float* factors) const {
-        const int64_t head_dim = span_.layout.head_dim;
         __m512i high_sums[kHeads][kVectors], low_sums[kHeads][kVectors];
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h)
@@ -141,7 +143,7 @@ class Int8VnniKernel {
             for (int v = 0; v < kVectors; ++v) high_sums[h][v] = low_sums[h][v] = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int64_t word = 0; word < kWords; ++word) {
-            const int64_t line = (word * head_dim + d) * 4;
+            const int64_t line = (word * head_dim() + d) * 4;
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
                 const __m512i value = _mm512_loadu_si512(tile.value + line + v * 64);
@@ -157,7 +159,7 @@ class Int8VnniKernel {
         for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
-                float* accumulator = span_.accumulator + (head + h) * head_dim + d + v * 16;
+                float* accumulator = span_.accumulator + (head + h) * head_dim() + d + v * 16;
                 const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][v], 8), low_sums[h][v]);
                 _mm512_storeu_ps(accumulator, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(factors[h]),
                                                               _mm512_loadu_ps(accumulator)));
@@ -167,9 +169,8 @@ class Int8VnniKernel {
     static __m512i broadcast(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
 
     const Span& span_;
-    const int64_t words_;  // of four bytes, in a head's query
-    Query* queries_;       // [heads]
-    uint32_t* bytes_;      // high and low words of the queries [heads, 2, words]
+    Query* queries_;   // [heads]
+    uint32_t* bytes_;  // high and low words of the queries [heads, 2, words]
 };
 
 }  // namespace

@@ -4,13 +4,13 @@
 #ifdef PACPU_WITH_ISPC
 #include "span_walk.h"
 
-#define PACPU_DECLARE_ATTEND(symbol)                                                                                  \
-    extern "C" void symbol(int32_t group, int32_t head_dim, int32_t num_tokens, const float* query, const void* key,  \
-                           const void* value, const float* key_scales, const float* value_scales,                     \
-                           const void* next_key, const void* next_value, float* accumulator, float* maximum,          \
+#define PACPU_DECLARE_ATTEND(symbol)                                                                                 \
+    extern "C" void symbol(int32_t group, int32_t head_dim, int32_t num_tokens, const float* query, const void* key, \
+                           const void* value, const float* key_scales, const float* value_scales,                    \
+                           const void* next_key, const void* next_value, float* accumulator, float* maximum,         \
                            float* sum);
-#define PACPU_DECLARE_CONVERSIONS(symbol)                                                                  \
-    extern "C" void symbol##_to_float(const void* source, int64_t count, float factor, float* target);    \
+#define PACPU_DECLARE_CONVERSIONS(symbol)                                                              \
+    extern "C" void symbol##_to_float(const void* source, int64_t count, float factor, float* target); \
     extern "C" void symbol##_from_float(const float* source, int64_t count, float factor, void* target);
 #define PACPU_DECLARE(isa)                                \
     PACPU_DECLARE_ATTEND(pacpu_ispc_##isa##_float32)      \
@@ -58,15 +58,16 @@ bool runs_avx512() {
 
 }  // namespace
 
-#define PACPU_TARGET(isa)                                                                                       \
-    {                                                                                                           \
-        "ispc_" #isa, runs_##isa,                                                                               \
-            {attend_span<IspcKernel<pacpu_ispc_##isa##_float32>>, attend_span<IspcKernel<pacpu_ispc_##isa##_float16>>, \
-             attend_span<IspcKernel<pacpu_ispc_##isa##_bfloat16>>, attend_span<IspcKernel<pacpu_ispc_##isa##_int8>>},  \
-            {pacpu_ispc_##isa##_float32_to_float, pacpu_ispc_##isa##_float16_to_float,                          \
-             pacpu_ispc_##isa##_bfloat16_to_float},                                                             \
-            {pacpu_ispc_##isa##_float32_from_float, pacpu_ispc_##isa##_float16_from_float,                      \
-             pacpu_ispc_##isa##_bfloat16_from_float},                                                           \
+#define PACPU_TARGET(isa)                                                                                          \
+    {                                                                                                              \
+        "ispc_" #isa,                                                                                              \
+        runs_##isa,                                                                                                \
+        {attend_span<IspcKernel<pacpu_ispc_##isa##_float32>>, attend_span<IspcKernel<pacpu_ispc_##isa##_float16>>, \
+         attend_span<IspcKernel<pacpu_ispc_##isa##_bfloat16>>, attend_span<IspcKernel<pacpu_ispc_##isa##_int8>>},  \
+        {pacpu_ispc_##isa##_float32_to_float, pacpu_ispc_##isa##_float16_to_float,                                 \
+         pacpu_ispc_##isa##_bfloat16_to_float},                                                                    \
+        {pacpu_ispc_##isa##_float32_from_float, pacpu_ispc_##isa##_float16_from_float,                             \
+         pacpu_ispc_##isa##_bfloat16_from_float},                                                                  \
     }
 const Target kIspcAvx2Target = PACPU_TARGET(avx2);
 const Target kIspcAvx512Target = PACPU_TARGET(avx512);

@@ -1,5 +1,5 @@
-// Where K and V of a token lie. One piece of memory holds K and V of one block, layer and KV head, so that the pieces of
-// all heads of a block are one stream:
+// Where K and V of a token lie. One piece of memory holds K and V of one block, layer and KV head, so that the pieces
+// of all heads of a block are one stream:
 //   K tiles, V tiles, and for int8 then the scales of K and of V, one float a token.
 // A tile is kTileTokens tokens. `pack` elements lie side by side in one 32-bit lane, so that a dot-product instruction
 // takes them in one step and no kernel has to shuffle:

@@ -105,8 +105,8 @@ void attend_span(const Span& span) {
         }
     Kernel kernel(span);
     for (; !walk.done(); walk.advance()) {
-        Tile tile{walk.key(),  walk.value(), walk.key_scales(), walk.value_scales(), walk.num_tokens(),
-                  walk.key(), walk.value()};
+        Tile tile{walk.key(),        walk.value(), walk.key_scales(), walk.value_scales(),
+                  walk.num_tokens(), walk.key(),   walk.value()};
         if (!ahead.done()) {
             tile.next_key = ahead.key();
             tile.next_value = ahead.value();

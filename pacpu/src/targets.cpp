@@ -60,8 +60,7 @@ const std::vector<const Target*>& compiled_targets() {
     static const Target amx_bf16 = with_kernels("amx_bf16", runs_amx_bf16, attend_bf16_amx, attend_int8_vnni);
 #endif
 #ifdef PACPU_WITH_AVX512_BF16
-    static const Target avx512_bf16 =
-        with_kernels("avx512_bf16", runs_avx512_bf16, attend_bf16_dot, attend_int8_vnni);
+    static const Target avx512_bf16 = with_kernels("avx512_bf16", runs_avx512_bf16, attend_bf16_dot, attend_int8_vnni);
 #endif
     static const std::vector<const Target*> targets = {
 #ifdef PACPU_WITH_AMX_BF16
@@ -71,8 +70,7 @@ const std::vector<const Target*>& compiled_targets() {
         &avx512_bf16,
 #endif
 #ifdef PACPU_WITH_ISPC
-        &kIspcAvx512Target,
-        &kIspcAvx2Target,
+        &kIspcAvx512Target, &kIspcAvx2Target,
 #endif
         &kPortableTarget,
     };

@@ -12,7 +12,9 @@ constexpr int64_t kMinRunBytes = 16 * 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t chunks_of(int64_t num_tiles, int64_t chunk_tiles) { return std::max<int64_t>(1, ceil_div(num_tiles, chunk_tiles)); }
+int64_t chunks_of(int64_t num_tiles, int64_t chunk_tiles) {
+    return std::max<int64_t>(1, ceil_div(num_tiles, chunk_tiles));
+}
 
 }  // namespace
 
