@@ -2,15 +2,19 @@
 
 from neobench.pacpu._native import NativeModuleError
 from neobench.pacpu.layout import KvLayout
+from neobench.pacpu.memory import KvMemory
 from neobench.pacpu.plan import DecodePlan, WorkerPool, build_info, targets, workspace_bytes
 from neobench.pacpu.reference import paged_decode_reference
+from neobench.pacpu.topology import choose_cpus
 
 __all__ = [
     "DecodePlan",
     "KvLayout",
+    "KvMemory",
     "NativeModuleError",
     "WorkerPool",
     "build_info",
+    "choose_cpus",
     "paged_decode_reference",
     "targets",
     "workspace_bytes",

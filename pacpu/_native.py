@@ -1,6 +1,16 @@
 """The native module, or, where it was not built, an error with the fix at its first use."""
 
-__all__ = ["ArrayView", "KvLayout", "NativeModuleError", "Plan", "Pool", "build_info", "targets", "workspace_bytes"]
+__all__ = [
+    "ArrayView",
+    "KvLayout",
+    "Memory",
+    "NativeModuleError",
+    "Plan",
+    "Pool",
+    "build_info",
+    "targets",
+    "workspace_bytes",
+]
 
 
 class NativeModuleError(ImportError):
@@ -8,7 +18,16 @@ class NativeModuleError(ImportError):
 
 
 try:
-    from neobench.pacpu._pacpu import ArrayView, KvLayout, Plan, Pool, build_info, targets, workspace_bytes
+    from neobench.pacpu._pacpu import (
+        ArrayView,
+        KvLayout,
+        Memory,
+        Plan,
+        Pool,
+        build_info,
+        targets,
+        workspace_bytes,
+    )
 except ImportError as error:
     _REASON = str(error)
 

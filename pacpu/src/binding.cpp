@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include "bindings.h"
 #include "decode_plan.h"
 #include "kernel.h"
 #include "worker_pool.h"
@@ -118,6 +119,8 @@ PYBIND11_MODULE(_pacpu, module) {
         .def("run", &OwningPlan::run)
         .def("start", &OwningPlan::start)
         .def("wait", &OwningPlan::wait);
+
+    bind_kv_memory(module);
 }
 
 }  // namespace pacpu
