@@ -15,6 +15,7 @@ from neobench.harness.request import PromptRequest
 FLAGS: Mapping[str, str] = {
     "device_blocks": "--device-blocks",
     "host_memory": "--host-memory",
+    "host_kv_dtype": "--host-kv-dtype",
     "dtype": "--dtype",
     "block_size": "--block-size",
     "device_threads": "--device-threads",

@@ -13,6 +13,7 @@ from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig
 from neobench.neo_engine.cost_model import CostModel
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.executor.cpu import CpuExecutor
+from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
 from neobench.neo_engine.model.weights import build_model
 from neobench.neo_engine.profiler import load_or_measure
 
@@ -25,7 +26,7 @@ Say = Callable[[str], None]
 def check_memory(config: EngineConfig, available_bytes: int) -> None:
     """Raises ConfigError if weights and KV would not fit: better now than by the kernel's hand in mid-run."""
     weights = config.shape.num_parameters * DTYPE_BYTES[config.dtype]
-    kv = (config.device_blocks + config.host_blocks) * config.block_bytes
+    kv = config.device_blocks * config.block_bytes(config.device_layout) + config.host_memory_bytes
     if weights + kv > available_bytes:
         raise ConfigError(
             f"{config.model} needs {weights / 2**30:.1f} GiB for weights in {config.dtype} and {kv / 2**30:.1f} GiB "
@@ -36,13 +37,17 @@ def check_memory(config: EngineConfig, available_bytes: int) -> None:
 
 def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor:
     """Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV."""
+    if config.shape.head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        raise ConfigError(f"{config.model} has a head_dim of {config.shape.head_dim}; host attention knows {known}")
     check_memory(config, psutil.virtual_memory().available)
     if torch.cuda.is_available():
         say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
     model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "weights"))
     device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
-    say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier")
+    host_dtype = "" if config.host_kv_dtype == "same" else f" in {config.host_kv_dtype}"
+    say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier{host_dtype}")
     return CpuExecutor(config, model)
 
 

@@ -7,9 +7,12 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from neobench.neo_engine.kv_cache.layout import KvLayout
 
 DType = Literal["float32", "bfloat16", "float16"]
+HostKvDType = Literal["same", "int8"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -52,10 +55,6 @@ class ModelShape:
             raise ConfigError(
                 f"num_query_heads ({self.num_query_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
-
-    def kv_bytes_per_token(self, dtype: DType) -> int:
-        """K and V of one token in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
 
     @property
     def num_parameters(self) -> int:
@@ -227,6 +226,7 @@ class EngineConfig:
     block_size: int = 16
     device_blocks: int = 256
     host_memory_bytes: int = 1 << 30
+    host_kv_dtype: HostKvDType = "same"
     max_model_tokens: int | None = None
     max_batch_tokens: int = 2048
     max_batch_rows: int = 256
@@ -241,6 +241,8 @@ class EngineConfig:
         object.__setattr__(self, "shape", shape)
         if self.dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+        if self.host_kv_dtype not in get_args(HostKvDType):
+            raise ConfigError(f"host_kv_dtype {self.host_kv_dtype!r} is not one of {', '.join(get_args(HostKvDType))}")
         for name in ("block_size", "device_blocks", "max_batch_tokens", "max_batch_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -251,13 +253,22 @@ class EngineConfig:
             )
 
     @property
-    def block_bytes(self) -> int:
-        """K and V of one block in all layers: one contiguous piece of either tier."""
-        return self.block_size * self.shape.kv_bytes_per_token(self.dtype)
+    def device_layout(self) -> KvLayout:
+        return KvLayout(self.dtype, self.shape.head_dim, self.block_size)
+
+    @property
+    def host_layout(self) -> KvLayout:
+        if self.host_kv_dtype == "same":
+            return self.device_layout
+        return KvLayout(self.host_kv_dtype, self.shape.head_dim, self.block_size)
+
+    def block_bytes(self, layout: KvLayout) -> int:
+        """K and V of one block in all layers: one contiguous piece of its tier."""
+        return self.shape.num_layers * self.shape.num_kv_heads * layout.piece_bytes
 
     @property
     def host_blocks(self) -> int:
-        return self.host_memory_bytes // self.block_bytes
+        return self.host_memory_bytes // self.block_bytes(self.host_layout)
 
     @property
     def max_request_tokens(self) -> int:

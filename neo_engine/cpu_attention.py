@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from neobench import pacpu
 from neobench.neo_engine.config import ModelShape
+from neobench.neo_engine.kv_cache.layout import KvLayout
+from neobench.pacpu.topology import choose_cpus, numa_nodes
 
 
 def available_targets() -> tuple[str, ...]:
@@ -23,32 +27,33 @@ class _Slot:
         self,
         workers: pacpu.WorkerPool,
         kv: torch.Tensor,
+        layout: KvLayout,
         shape: ModelShape,
         *,
+        dtype: torch.dtype,
         max_rows: int,
         max_context: int,
         target: str,
     ) -> None:
-        block_size = kv.shape[4]
-        self.query = torch.zeros(max_rows, shape.num_query_heads, shape.head_dim, dtype=kv.dtype)
-        self.key = torch.zeros(max_rows, shape.num_kv_heads, shape.head_dim, dtype=kv.dtype)
+        self.query = torch.zeros(max_rows, shape.num_query_heads, shape.head_dim, dtype=dtype)
+        self.key = torch.zeros(max_rows, shape.num_kv_heads, shape.head_dim, dtype=dtype)
         self.value = torch.zeros_like(self.key)
         self.output = torch.zeros_like(self.query)
-        self.tables = np.zeros((max_rows, -(-max_context // block_size)), dtype=np.int32)
+        self.tables = np.zeros((max_rows, -(-max_context // layout.block_size)), dtype=np.int32)
         self.contexts = np.zeros(max_rows, dtype=np.int32)
         self.num_rows = 0
         workspace_bytes = pacpu.workspace_bytes(
             max_rows=max_rows,
             num_q_heads=shape.num_query_heads,
-            num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
             max_context=max_context,
             num_threads=workers.num_threads,
         )
         self.plan = pacpu.DecodePlan(
             workers,
-            k_cache=kv[:, :, 0].transpose(0, 1),
-            v_cache=kv[:, :, 1].transpose(0, 1),
+            kv=kv.transpose(0, 1),
+            kv_dtype=layout.dtype,
+            block_size=layout.block_size,
             query=self.query,
             new_key=self.key,
             new_value=self.value,
@@ -61,29 +66,63 @@ class _Slot:
         )
 
 
-class PagedDecodeAttention:
-    """Decode attention over `kv` [blocks, layers, 2, kv_heads, block_size, head_dim] for a number of sub-batches.
+def _worker_cpus(num_threads: int) -> tuple[int, ...] | None:
+    """Of one NUMA node, where there are several: pages lie on the node of the worker that touched them first.
 
-    For each iteration and slot `begin` once, then for each layer `start` and `wait`. Between the two the workers store
-    the new K and V at the end of each row's context and attend, and the calling thread is free for other work.
+    On a single node the system places threads better than we can know, beside whatever else runs.
+    """
+    return choose_cpus(num_threads) if len(numa_nodes()) > 1 else None
+
+
+class PagedDecodeAttention:
+    """One tier's KV memory, uint8 [blocks, layers, kv_heads, piece_bytes], and decode attention over it.
+
+    For each iteration and slot (sub-batch) `begin` once, then for each layer `start` and `wait`. Between the two the
+    workers store the new K and V at the end of each row's context and attend, and the calling thread is free for
+    other work. MemoryError where the memory is not to be had.
     """
 
     def __init__(
         self,
-        kv: torch.Tensor,
+        layout: KvLayout,
         shape: ModelShape,
         *,
+        dtype: torch.dtype,
+        num_blocks: int,
         num_threads: int,
         num_slots: int,
         max_rows: int,
         max_context: int,
         target: str,
     ) -> None:
-        self._workers = pacpu.WorkerPool(num_threads)
+        self.layout = layout
+        self._workers = pacpu.WorkerPool(num_threads, cpus=_worker_cpus(num_threads))
+        kv_shape = (num_blocks, shape.num_layers, shape.num_kv_heads, layout.piece_bytes)
+        # A tier may be empty, memory may not.
+        self._memory = pacpu.KvMemory(max(1, math.prod(kv_shape)), pool=self._workers)
+        self.kv = torch.from_numpy(self._memory.array)[: math.prod(kv_shape)].view(kv_shape)
         self._slots = [
-            _Slot(self._workers, kv, shape, max_rows=max_rows, max_context=max_context, target=target)
+            _Slot(
+                self._workers,
+                self.kv,
+                layout,
+                shape,
+                dtype=dtype,
+                max_rows=max_rows,
+                max_context=max_context,
+                target=target,
+            )
             for _ in range(num_slots)
         ]
+
+    def describe(self) -> dict[str, Any]:
+        """For a run's fingerprint: KV memory and the pages it got, the kernel in use."""
+        return {
+            "dtype": self.layout.dtype,
+            "threads": self._workers.num_threads,
+            "kernel": self._slots[0].plan.target,
+            "memory": self._memory.describe(),
+        }
 
     def begin(self, slot: int, tables: Sequence[Sequence[int]], contexts: Sequence[int]) -> None:
         """Rows of this iteration: block numbers in token order, and tokens attended to (the new one included)."""

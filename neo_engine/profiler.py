@@ -60,6 +60,7 @@ def profile_key(config: EngineConfig, executor: Executor) -> dict[str, Any]:
     return {
         "shape": shape,
         "dtype": config.dtype,
+        "host_kv_dtype": config.host_kv_dtype,
         "block_size": config.block_size,
         "cpu": _cpu_model(),
         **{name: facts[name] for name in ("executor", "device_threads", "host_threads", "pacpu_targets", "torch")},

@@ -20,8 +20,10 @@ from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.cpu_attention import PagedDecodeAttention, available_targets
 from neobench.neo_engine.executor.base import SampleRow
 from neobench.neo_engine.executor.inputs import BatchInputs
+from neobench.neo_engine.kernels.kv_pieces import pack_tokens, unpack_tokens
 from neobench.neo_engine.kernels.prefill import causal_attention, store_prompt_kv
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
+from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.neo_engine.model.llama import LlamaModel
 from neobench.neo_engine.model.sampling import sample
 from neobench.neo_engine.request import Tier
@@ -76,21 +78,18 @@ class CpuExecutor:
         self._config = config
         self._model = model
         self._device_threads, self._host_threads = split_threads(config.device_threads, config.host_threads)
-        shape = config.shape
-        block = (shape.num_layers, 2, shape.num_kv_heads, config.block_size, shape.head_dim)
-        self._kv = {
-            Tier.DEVICE: torch.zeros(config.device_blocks, *block, dtype=model.dtype),
-            Tier.HOST: torch.zeros(config.host_blocks, *block, dtype=model.dtype),
-        }
-        self._device_attention = self._paged_attention(Tier.DEVICE, self._device_threads)
-        self._host_attention = self._paged_attention(Tier.HOST, self._host_threads)
+        self._device_attention = self._paged_attention(config.device_layout, config.device_blocks, self._device_threads)
+        self._host_attention = self._paged_attention(config.host_layout, config.host_blocks, self._host_threads)
+        self._attention = {Tier.DEVICE: self._device_attention, Tier.HOST: self._host_attention}
         self._thread: int | None = None
 
-    def _paged_attention(self, tier: Tier, num_threads: int) -> PagedDecodeAttention:
+    def _paged_attention(self, layout: KvLayout, num_blocks: int, num_threads: int) -> PagedDecodeAttention:
         config = self._config
         return PagedDecodeAttention(
-            self._kv[tier],
+            layout,
             config.shape,
+            dtype=self._model.dtype,
+            num_blocks=num_blocks,
             num_threads=num_threads,
             num_slots=2,
             max_rows=config.max_batch_rows,
@@ -105,8 +104,9 @@ class CpuExecutor:
             "device_threads": self._device_threads,
             "host_threads": self._host_threads,
             "weight_bytes": self._model.num_bytes,
-            "device_kv_bytes": self._kv[Tier.DEVICE].nbytes,
-            "host_kv_bytes": self._kv[Tier.HOST].nbytes,
+            "device_kv_bytes": self._device_attention.kv.nbytes,
+            "host_kv_bytes": self._host_attention.kv.nbytes,
+            "host_attention": self._host_attention.describe(),
             "pacpu_targets": list(available_targets()),
             "pacpu_target": self._config.pacpu_target,
             "torch": str(torch.__version__),
@@ -158,8 +158,11 @@ class CpuExecutor:
 
     def _copy_blocks(self, move: BlockMove) -> None:
         target_tier = Tier.HOST if move.source_tier is Tier.DEVICE else Tier.DEVICE
-        source = self._kv[move.source_tier].index_select(0, torch.tensor(move.source_blocks))
-        self._kv[target_tier].index_copy_(0, torch.tensor(move.target_blocks), source)
+        source, target = self._attention[move.source_tier], self._attention[target_tier]
+        blocks = source.kv.index_select(0, torch.tensor(move.source_blocks))
+        if source.layout != target.layout:
+            blocks = pack_tokens(target.layout, *unpack_tokens(source.layout, blocks))
+        target.kv.index_copy_(0, torch.tensor(move.target_blocks), blocks)
 
     def _lane(self, slot: int, inputs: BatchInputs) -> _Lane:
         shape = self._config.shape
@@ -226,7 +229,8 @@ class CpuExecutor:
             rows = slice(end, end + prefill.num_tokens)
             end = rows.stop
             # A prompt bound for the host leaves layer by layer, as soon as its K and V exist.
-            store_prompt_kv(self._kv[prefill.tier], layer, blocks, key[rows], value[rows])
+            tier = self._attention[prefill.tier]
+            store_prompt_kv(tier.kv, tier.layout, layer, blocks, key[rows], value[rows])
             lane.attention[rows] = causal_attention(query[rows], key[rows], value[rows])
         decode_start = perf_counter_ns()
         clock.prefill_attention_ns += decode_start - start

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as functional
 
+from neobench.neo_engine.kernels.kv_pieces import pack_tokens
+from neobench.neo_engine.kv_cache.layout import KvLayout
+
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """One prompt: query [tokens, query_heads, head_dim], key and value [tokens, kv_heads, head_dim].
@@ -22,17 +25,18 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return attended[0].transpose(0, 1).flatten(1)
 
 
-def store_prompt_kv(kv: torch.Tensor, layer: int, blocks: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+def store_prompt_kv(
+    kv: torch.Tensor, layout: KvLayout, layer: int, blocks: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> None:
     """Write key, value [tokens, kv_heads, head_dim] from token 0 on into `blocks` of kv.
 
-    kv is [blocks, layers, 2, kv_heads, block_size, head_dim]; the tail of the last block keeps what it had.
+    kv is uint8 [blocks, layers, kv_heads, piece_bytes]; the tail of the last block becomes zero.
     """
-    block_size = kv.shape[4]
-    full = key.shape[0] // block_size
-    rest = key.shape[0] - full * block_size
-    for side, source in enumerate((key, value)):
-        if full:
-            pieces = source[: full * block_size].view(full, block_size, *source.shape[1:]).transpose(1, 2)
-            kv[:, layer, side].index_copy_(0, blocks[:full], pieces)
-        if rest:
-            kv[int(blocks[full]), layer, side, :, :rest] = source[full * block_size :].transpose(0, 1)
+    missing = len(blocks) * layout.block_size - key.shape[0]
+    in_blocks = [
+        functional.pad(tokens, (0, 0, 0, 0, 0, missing))
+        .view(len(blocks), layout.block_size, *key.shape[1:])
+        .transpose(1, 2)
+        for tokens in (key, value)
+    ]
+    kv[:, layer].index_copy_(0, blocks, pack_tokens(layout, *in_blocks))

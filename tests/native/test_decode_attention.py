@@ -228,9 +228,7 @@ def test_numpy_arrays_alone(pools):
     assert plan.target == TARGETS[0]
     plan.begin(1)
     plan.run(0)
-    truth = pacpu.paged_decode_reference(
-        query, keys, values, block_tables=tables, context_lens=contexts, scale=0.125
-    )
+    truth = pacpu.paged_decode_reference(query, keys, values, block_tables=tables, context_lens=contexts, scale=0.125)
     assert np.linalg.norm(output - truth) <= 1e-5 * np.linalg.norm(truth)
 
 

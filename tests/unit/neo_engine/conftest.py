@@ -87,7 +87,8 @@ def make_engine() -> Callable[..., NeoEngine]:
     """An engine over the counting executor: make_engine(policy, device_blocks=..., host_blocks=...)."""
 
     def make(policy: str, *, host_blocks: int = 0, host_ns_per_token: float = 40.0, **settings: Any) -> NeoEngine:
-        block_bytes = EngineConfig(policy=policy, **settings).block_bytes
+        config = EngineConfig(policy=policy, **settings)
+        block_bytes = config.block_bytes(config.host_layout)
         config = EngineConfig(policy=policy, host_memory_bytes=host_blocks * block_bytes, **settings)
         return NeoEngine(
             config, CountingExecutor(config.max_batch_rows), CostModel(card_tables(host_ns_per_token), NUM_LAYERS)

@@ -92,11 +92,27 @@ def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
     card: CostTables, roomy: list[list[int]], policy: str, device_blocks: int, host_blocks: int, expected: list[str]
 ) -> None:
     config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
-    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes)
+    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
     tokens, stats = run_engine(config, card, mixed_requests(50))
     assert tokens == roomy
     assert {name: stats[name] for name in expected if not stats[name]} == {}
     assert len({tuple(sequence) for sequence in tokens}) == 50, "degenerate output would prove nothing"
+
+
+def test_int8_kv_on_the_host_keeps_most_tokens(card: CostTables, roomy: list[list[int]]) -> None:
+    """Requests move both ways through the conversion; an error in it would change nearly every token after a move.
+
+    Of a random model the best two tokens are often close, and one changed token changes all that follow.
+    """
+    config = EngineConfig(policy="asymmetric_pipeline", device_blocks=20, device_threads=1, host_threads=1)
+    config = replace(config, host_kv_dtype="int8")
+    config = replace(config, host_memory_bytes=400 * config.block_bytes(config.host_layout))
+    assert config.block_bytes(config.host_layout) < 0.3 * config.block_bytes(config.device_layout)
+    tokens, stats = run_engine(config, card, mixed_requests(50))
+    assert stats["cpu_decode_tokens"]
+    assert stats["swaps_in"]
+    pairs = [pair for got, truth in zip(tokens, roomy, strict=True) for pair in zip(got, truth, strict=True)]
+    assert sum(got == truth for got, truth in pairs) >= 0.4 * len(pairs)
 
 
 def test_seeded_sampling_does_not_depend_on_policy_or_tier_sizes(card: CostTables) -> None:

@@ -1,0 +1,50 @@
+"""Tokens into the memory layout of a KV cache and back, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+from neobench.neo_engine.kv_cache.layout import KvLayout
+
+
+def pack_tokens(layout: KvLayout, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """key, value [..., block_size, head_dim] of whole blocks -> pieces, uint8 [..., piece_bytes]."""
+    unused = layout.stored_tokens - layout.block_size
+    scales = []
+    elements = []
+    for tokens in (key, value):
+        if layout.dtype == "int8":
+            tokens, scale = _quantize(tokens)
+            scales.append(torch.nn.functional.pad(scale, (0, unused)))
+        elements.append(torch.nn.functional.pad(tokens.to(getattr(torch, layout.dtype)), (0, 0, 0, unused)))
+    num_tiles, rows, lanes, pack = layout.key_shape
+    lead = key.shape[:-2]
+    keys = elements[0].reshape(*lead, num_tiles, lanes, rows, pack).transpose(-3, -2)
+    values = elements[1].reshape(*lead, num_tiles, lanes // pack, pack, layout.head_dim).transpose(-2, -1)
+    parts = [keys.flatten(-4), values.flatten(-4), *scales]
+    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
+
+
+def unpack_tokens(layout: KvLayout, pieces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """pieces, uint8 [..., piece_bytes] -> key, value [..., block_size, head_dim]; float32 where the layout is int8."""
+    dtype = getattr(torch, layout.dtype)
+    lead = pieces.shape[:-1]
+    keys = pieces[..., : layout.value_offset].contiguous().view(dtype).view(*lead, *layout.key_shape)
+    values = pieces[..., layout.value_offset : layout.key_scale_offset].contiguous().view(dtype)
+    values = values.view(*lead, *layout.value_shape)
+    key = keys.transpose(-3, -2).flatten(-2).flatten(-3, -2)[..., : layout.block_size, :]
+    value = values.transpose(-2, -1).flatten(-4, -2)[..., : layout.block_size, :]
+    if layout.dtype != "int8":
+        return key, value
+    scales = pieces[..., layout.key_scale_offset :].contiguous().view(torch.float32)
+    key_scale, value_scale = scales.view(*lead, 2, -1)[..., : layout.block_size].unbind(-2)
+    return key * key_scale[..., None], value * value_scale[..., None]
+
+
+def _quantize(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds to 255 steps between minus and plus the largest magnitude of each token; not finite makes it NaN."""
+    tokens = tokens.float()
+    largest = tokens.abs().amax(-1)
+    scale = torch.where(largest.isfinite(), largest / 127, float("nan"))
+    steps = tokens / torch.where(scale > 0, scale, 1.0)[..., None]
+    return steps.nan_to_num(0, 0, 0).round().clamp(-127, 127), scale
