@@ -1,6 +1,7 @@
 """The native module, or, where it was not built, an error with the fix at its first use."""
 
 __all__ = [
+    "READ_CHUNK_BYTES",
     "ArrayView",
     "KvLayout",
     "Memory",
@@ -8,6 +9,7 @@ __all__ = [
     "Plan",
     "Pool",
     "build_info",
+    "read_stream",
     "targets",
     "workspace_bytes",
 ]
@@ -19,12 +21,14 @@ class NativeModuleError(ImportError):
 
 try:
     from neobench.pacpu._pacpu import (
+        READ_CHUNK_BYTES,
         ArrayView,
         KvLayout,
         Memory,
         Plan,
         Pool,
         build_info,
+        read_stream,
         targets,
         workspace_bytes,
     )

@@ -18,6 +18,12 @@ class KvLayout:
     @property
     def piece_bytes(self) -> int: ...
 
+READ_CHUNK_BYTES: int
+
+def read_stream(
+    pool: Pool, *, data: int, num_chunks: int, first_chunk: int, chunks_to_read: int
+) -> tuple[int, int]: ...
+
 @final
 class ArrayView:
     def __init__(self, *, data: int, shape: Sequence[int], strides_bytes: Sequence[int], dtype: str) -> None: ...

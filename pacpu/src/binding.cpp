@@ -121,6 +121,7 @@ PYBIND11_MODULE(_pacpu, module) {
         .def("wait", &OwningPlan::wait);
 
     bind_kv_memory(module);
+    bind_read_bandwidth(module);
 }
 
 }  // namespace pacpu

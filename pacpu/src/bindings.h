@@ -6,5 +6,6 @@
 namespace pacpu {
 
 void bind_kv_memory(pybind11::module_& module);
+void bind_read_bandwidth(pybind11::module_& module);
 
 }  // namespace pacpu
