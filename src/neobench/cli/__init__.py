@@ -13,6 +13,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("neobench.cli.run:run", "Measure engines under a workload at one or several request rates."),
     "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
+    "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),
     "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
 }
 

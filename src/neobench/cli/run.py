@@ -102,7 +102,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
         engine_options={name: value for name, value in options.items() if value is not None},
-        folder=output or _default_folder(common["workload"]),
+        folder=output or default_folder(common["workload"]),
         quiet=as_json,
     )
     if dry_run:
@@ -125,7 +125,7 @@ def _check_engines(chosen: Sequence[str]) -> None:
             raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
 
 
-def _default_folder(workload: str) -> Path:
+def default_folder(workload: str) -> Path:
     slug = "".join(character if character.isalnum() else "-" for character in workload)
     stem = Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{slug}"
     number, folder = 1, stem

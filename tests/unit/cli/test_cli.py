@@ -24,7 +24,9 @@ def run_null(folder: Path, *arguments: str) -> Result:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["serve", "--help"], ["profile", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("run", "serve", "profile", "bench-cpu"))]
+)
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom neobench.cli import main\n"
