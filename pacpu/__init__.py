@@ -1,11 +1,13 @@
 """Paged decode attention on the CPU: native kernels on persistent workers, over arrays that the caller owns."""
 
 from neobench.pacpu._native import NativeModuleError
+from neobench.pacpu.flags import FlagSequence
 from neobench.pacpu.plan import DecodePlan, WorkerPool, build_info, targets, workspace_bytes
 from neobench.pacpu.reference import paged_decode_reference
 
 __all__ = [
     "DecodePlan",
+    "FlagSequence",
     "NativeModuleError",
     "WorkerPool",
     "build_info",

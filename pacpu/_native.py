@@ -1,6 +1,6 @@
 """The native module, or, where it was not built, an error with the fix at its first use."""
 
-__all__ = ["ArrayView", "NativeModuleError", "Plan", "Pool", "build_info", "targets", "workspace_bytes"]
+__all__ = ["ArrayView", "FlagSequence", "NativeModuleError", "Plan", "Pool", "build_info", "targets", "workspace_bytes"]
 
 
 class NativeModuleError(ImportError):
@@ -8,7 +8,7 @@ class NativeModuleError(ImportError):
 
 
 try:
-    from neobench.pacpu._pacpu import ArrayView, Plan, Pool, build_info, targets, workspace_bytes
+    from neobench.pacpu._pacpu import ArrayView, FlagSequence, Plan, Pool, build_info, targets, workspace_bytes
 except ImportError as error:
     _REASON = str(error)
 
