@@ -1,5 +1,6 @@
-// stress_flags ROUNDS: two threads in the GPU's place hand data to a flag sequence and check every answer. The data is
-// plain memory, ordered by nothing but the flags, so under ThreadSanitizer this tests the ordering itself.
+// stress_flags ROUNDS: a thread in the GPU's place hands data to a flag sequence and checks every answer. A round is
+// one layer of one sub-batch. The data is plain memory, ordered by nothing but the flags, so under ThreadSanitizer
+// this tests the ordering itself.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -72,20 +73,24 @@ struct Rig {
         return steps;
     }
 
-    // The GPU's part of one layer of one sub-batch; a round has an input of its own.
-    void serve(int64_t layer, int64_t sub_batch, int64_t round) {
-        AddLayer& source = *sources[static_cast<size_t>(sub_batch)];
-        std::iota(source.input.begin(), source.input.end(), round);
-        pacpu::raise_flag(&ready[static_cast<size_t>(slot(layer, sub_batch))]);
-        const uint32_t* answer = &done[static_cast<size_t>(slot(layer, sub_batch))];
+    // The GPU's part: an input of the round's own, ready, and later done and the output.
+    void raise(int64_t round, int64_t sub_batch) {
+        auto& input = sources[static_cast<size_t>(sub_batch)]->input;
+        std::iota(input.begin(), input.end(), round);
+        pacpu::raise_flag(&ready[static_cast<size_t>(slot(round % kNumLayers, sub_batch))]);
+    }
+    void await(int64_t round, int64_t sub_batch) const {
+        const int64_t layer = round % kNumLayers;
+        const uint32_t* flag = &done[static_cast<size_t>(slot(layer, sub_batch))];
         const auto deadline = std::chrono::steady_clock::now() + kTimeout;
-        for (int64_t looks = 1; !pacpu::is_raised(answer); ++looks) {
+        for (int64_t looks = 1; !pacpu::is_raised(flag); ++looks) {
             if (looks % 64 != 0) continue;
             std::this_thread::yield();
             if (std::chrono::steady_clock::now() > deadline) fail("no answer", round);
         }
-        for (size_t i = 0; i < source.output.size(); ++i)
-            if (source.output[i] != round + static_cast<int64_t>(i) + layer) fail("wrong data", round);
+        const auto& output = sources[static_cast<size_t>(sub_batch)]->output;
+        for (size_t i = 0; i < output.size(); ++i)
+            if (output[i] != round + static_cast<int64_t>(i) + layer) fail("wrong data", round);
     }
 
     std::vector<uint32_t> ready = std::vector<uint32_t>(kNumLayers * kNumSubBatches);
@@ -95,21 +100,22 @@ struct Rig {
     FlagSequence sequence;
 };
 
-// A round is one layer of one sub-batch: raise, await, check. Each sub-batch has a thread, which runs ahead of arm().
+// One stream serves the sub-batches in turn, each a layer ahead of its answer, and runs ahead of arm().
 void run_rounds(int64_t num_rounds, int num_threads) {
     Rig rig(num_threads);
     const int64_t num_iterations = num_rounds / (kNumLayers * kNumSubBatches);
-    std::vector<std::thread> gpu;
-    for (int64_t sub_batch = 0; sub_batch < kNumSubBatches; ++sub_batch)
-        gpu.emplace_back([&rig, num_iterations, sub_batch] {
-            for (int64_t round = 0; round < num_iterations * kNumLayers; ++round)
-                rig.serve(round % kNumLayers, sub_batch, round);
-        });
+    std::thread gpu([&rig, num_iterations] {
+        for (int64_t round = 0; round <= num_iterations * kNumLayers; ++round)
+            for (int64_t sub_batch = 0; sub_batch < kNumSubBatches; ++sub_batch) {
+                if (round > 0) rig.await(round - 1, sub_batch);
+                if (round < num_iterations * kNumLayers) rig.raise(round, sub_batch);
+            }
+    });
     for (int64_t i = 0; i < num_iterations; ++i) {
         rig.sequence.arm(rig.steps(), kTimeout);
         rig.sequence.wait();
     }
-    for (std::thread& thread : gpu) thread.join();
+    gpu.join();
 }
 
 // The time limit is the GPU's; work may take longer.
@@ -117,8 +123,10 @@ void run_slow_work() {
     Rig rig(2);
     for (auto& source : rig.sources) source->delay = std::chrono::milliseconds(400);
     rig.sequence.arm(rig.steps(), std::chrono::milliseconds(200));
-    rig.serve(0, 0, 0);
-    rig.serve(0, 1, 0);
+    rig.raise(0, 0);
+    rig.await(0, 0);
+    rig.raise(0, 1);
+    rig.await(0, 1);
     try {
         rig.sequence.wait();
     } catch (const pacpu::LostFlag&) {
