@@ -1,11 +1,12 @@
 # make bench   measure NEO and its GPU-only baseline on this machine (sets up everything first)
 # make test    run the tests                     make check   lint, types, import floors, format, line counts
+# make test-native   the native tests again, under AddressSanitizer, UBSan and ThreadSanitizer
 # make fmt     format all code                   make setup   only set up .venv
 VENV := .venv
 PY_SOURCES := harness engines neo_engine pacpu workloads results reports src tests tools
-NATIVE_SOURCES = $(shell git ls-files 'pacpu/*.cpp' 'pacpu/*.h')
+NATIVE_SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: help bench test check fmt setup clean
+.PHONY: help bench test test-native check fmt setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +23,9 @@ bench:
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+test-native: setup
+	@tools/test_native.sh
 
 check: setup
 	$(VENV)/bin/ruff check $(PY_SOURCES)

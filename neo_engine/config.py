@@ -7,9 +7,10 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from neobench.neo_engine.kv_cache.layout import KvLayout
+if TYPE_CHECKING:
+    from neobench.neo_engine.kv_cache.layout import KvLayout
 
 DType = Literal["float32", "bfloat16", "float16"]
 HostKvDType = Literal["same", "int8"]
@@ -254,13 +255,16 @@ class EngineConfig:
 
     @property
     def device_layout(self) -> KvLayout:
-        return KvLayout(self.dtype, self.shape.head_dim, self.block_size)
+        return self._layout(self.dtype)
 
     @property
     def host_layout(self) -> KvLayout:
-        if self.host_kv_dtype == "same":
-            return self.device_layout
-        return KvLayout(self.host_kv_dtype, self.shape.head_dim, self.block_size)
+        return self._layout(self.dtype if self.host_kv_dtype == "same" else self.host_kv_dtype)
+
+    def _layout(self, dtype: str) -> KvLayout:
+        from neobench.neo_engine.kv_cache.layout import KvLayout  # with numpy, which --help must not wait for
+
+        return KvLayout(dtype, self.shape.head_dim, self.block_size)
 
     def block_bytes(self, layout: KvLayout) -> int:
         """K and V of one block in all layers: one contiguous piece of its tier."""

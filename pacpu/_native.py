@@ -3,6 +3,7 @@
 __all__ = [
     "READ_CHUNK_BYTES",
     "ArrayView",
+    "FlagSequence",
     "KvLayout",
     "Memory",
     "NativeModuleError",
@@ -23,6 +24,7 @@ try:
     from neobench.pacpu._pacpu import (
         READ_CHUNK_BYTES,
         ArrayView,
+        FlagSequence,
         KvLayout,
         Memory,
         Plan,

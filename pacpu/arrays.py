@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "uint8": 1}
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,17 @@ PYBIND11_MODULE(_pacpu, module) {
         .def_property_readonly("num_threads", &WorkerPool::num_threads)
         .def("close", &WorkerPool::close, py::call_guard<py::gil_scoped_release>());
 
+    bind_flag_sequence(module);
+
     py::class_<OwningPlan>(module, "Plan")
         .def(py::init(&make_plan), py::arg("pool"), py::kw_only(), py::arg("kv"), py::arg("layout"), py::arg("query"),
              py::arg("new_key").none(true), py::arg("new_value").none(true), py::arg("output"), py::arg("block_tables"),
              py::arg("context_lens"), py::arg("workspace"), py::arg("scale"), py::arg("target"), py::arg("owners"))
         .def_property_readonly("target", [](const OwningPlan& self) { return self.plan.target().name; })
         .def_property_readonly("finished_ns", [](const OwningPlan& self) { return self.plan.finished_ns(); })
+        .def_property_readonly(
+            "source", [](OwningPlan& self) -> LayerSource& { return self.plan; },
+            py::return_value_policy::reference_internal)
         .def("begin", [](OwningPlan& self, int64_t num_rows) { self.plan.begin(num_rows); })
         .def("run", &OwningPlan::run)
         .def("start", &OwningPlan::start)

@@ -5,6 +5,7 @@
 
 namespace pacpu {
 
+void bind_flag_sequence(pybind11::module_& module);
 void bind_kv_memory(pybind11::module_& module);
 void bind_read_bandwidth(pybind11::module_& module);
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "flags.h"
 #include "kv_store.h"
 
 namespace pacpu {
@@ -117,7 +118,7 @@ void DecodePlan::check_rows(int64_t num_rows) const {
     }
 }
 
-void DecodePlan::start(int64_t layer) {
+void DecodePlan::start(int64_t layer, uint32_t* done_flag) {
     if (!begun_) throw std::runtime_error("start() before begin(), or after begin() or a layer failed: begin() first");
     if (pending_) throw std::runtime_error("start() while a layer is at the workers: wait() first");
     if (layer < 0 || layer >= num_layers_)
@@ -125,7 +126,8 @@ void DecodePlan::start(int64_t layer) {
                                     std::to_string(layer));
     layer_ = layer;
     const auto num_items = static_cast<int64_t>(work_.items.size());
-    ticket_ = num_items > 0 ? pool_->submit(&DecodePlan::run_item, this, num_items) : 0;
+    ticket_ = num_items > 0 ? pool_->submit(&DecodePlan::run_item, this, num_items, done_flag) : 0;
+    if (num_items == 0 && done_flag != nullptr) raise_flag(done_flag);
     pending_ = true;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "layer_source.h"
 #include "work_partition.h"
 #include "worker_pool.h"
 
@@ -42,15 +43,15 @@ struct WorkspaceShape {
     int64_t recommended_bytes(int64_t max_rows, int64_t max_context, int64_t num_threads) const;
 };
 
-class DecodePlan {
+class DecodePlan final : public LayerSource {
   public:
     DecodePlan(std::shared_ptr<WorkerPool> pool, PlanArrays arrays, const KvLayout& layout, float scale,
                const Target& target);
     ~DecodePlan();
 
     void begin(int64_t num_rows);
-    void start(int64_t layer);
-    void wait();
+    void start(int64_t layer, uint32_t* done_flag = nullptr) override;
+    void wait() override;
     const Target& target() const { return target_; }
     // When the layer last waited for was complete: nanoseconds of the steady clock; 0 before, or if it had no work.
     int64_t finished_ns() const { return finished_ns_; }

@@ -6,6 +6,8 @@
 #include <string>
 #include <system_error>
 
+#include "flags.h"
+
 #ifdef __linux__
 #include <pthread.h>
 #include <sched.h>
@@ -85,7 +87,7 @@ void WorkerPool::pin(int worker, int cpu) {
 #endif
 }
 
-uint64_t WorkerPool::submit(Work work, void* context, int64_t num_items) {
+uint64_t WorkerPool::submit(Work work, void* context, int64_t num_items, uint32_t* done_flag) {
     if (num_items > INT32_MAX) throw std::runtime_error("too many work items: " + std::to_string(num_items));
     std::lock_guard lock(submit_mutex_);
     if (closing_.load()) throw std::runtime_error("the worker pool is closed");
@@ -95,28 +97,56 @@ uint64_t WorkerPool::submit(Work work, void* context, int64_t num_items) {
     next.work = work;
     next.context = context;
     next.num_items = num_items;
+    next.done_flag = done_flag;
     next.unfinished.store(num_items, std::memory_order_relaxed);
     next.remaining.store(pack(ticket, num_items), std::memory_order_release);
     last_ticket_.store(ticket);  // sequentially consistent with sleeping_workers_: one of the two sides sees the other
-    if (sleeping_workers_.load() > 0) {
-        {
-            std::lock_guard sleep_lock(sleep_mutex_);
-        }
-        work_arrived_.notify_all();
-    }
+    wake_workers();
     return ticket;
+}
+
+void WorkerPool::set_poller(Poller* poller) {
+    std::lock_guard lock(submit_mutex_);
+    if (closing_.load()) throw std::runtime_error("the worker pool is closed");
+    Poller* none = nullptr;
+    if (!poller_.compare_exchange_strong(none, poller)) throw std::runtime_error("the worker pool is polling already");
+    wake_workers();
+}
+
+// After a sequentially consistent store of what they wait for.
+void WorkerPool::wake_workers() {
+    if (sleeping_workers_.load() == 0) return;
+    {
+        std::lock_guard lock(sleep_mutex_);
+    }
+    work_arrived_.notify_all();
+}
+
+void WorkerPool::wake_waiters() {
+    if (sleeping_waiters_.load() == 0) return;
+    {
+        std::lock_guard lock(sleep_mutex_);
+    }
+    job_finished_.notify_all();
+}
+
+template <typename Finished>
+void WorkerPool::wait_until(Finished finished) {
+    if (spin_until(finished, kWaiterSpin)) return;
+    std::unique_lock lock(sleep_mutex_);
+    ++sleeping_waiters_;
+    job_finished_.wait(lock, finished);
+    --sleeping_waiters_;
 }
 
 int64_t WorkerPool::wait(uint64_t ticket) {
     Job& awaited = job(ticket);
-    const auto finished = [&] { return awaited.finished_ticket.load() >= ticket; };
-    if (!spin_until(finished, kWaiterSpin)) {
-        std::unique_lock lock(sleep_mutex_);
-        ++sleeping_waiters_;
-        job_finished_.wait(lock, finished);
-        --sleeping_waiters_;
-    }
+    wait_until([&] { return awaited.finished_ticket.load() >= ticket; });
     return awaited.finished_ns;
+}
+
+void WorkerPool::wait(const Poller* poller) {
+    wait_until([&] { return poller_.load() != poller; });
 }
 
 void WorkerPool::close() {
@@ -138,14 +168,39 @@ void WorkerPool::work_loop(int worker) {
 // False when the pool closes and no such job was submitted.
 bool WorkerPool::await_job(uint64_t ticket) {
     const auto arrived = [&] { return last_ticket_.load() >= ticket; };
-    const auto arrived_or_closing = [&] { return arrived() || closing_.load(); };
-    if (!spin_until(arrived_or_closing, kWorkerSpin)) {
-        std::unique_lock lock(sleep_mutex_);
-        ++sleeping_workers_;
-        work_arrived_.wait(lock, arrived_or_closing);
-        --sleeping_workers_;
+    const auto stirred = [&] { return arrived() || poller_.load() != nullptr || closing_.load(); };
+    while (!arrived()) {
+        if (!spin_until(stirred, kWorkerSpin)) {
+            std::unique_lock lock(sleep_mutex_);
+            ++sleeping_workers_;
+            work_arrived_.wait(lock, stirred);
+            --sleeping_workers_;
+        }
+        poll_until_job(ticket);
+        if (closing_.load()) return arrived();
     }
-    return arrived();
+    return true;
+}
+
+// Also returns when there is no poller, or it ends.
+void WorkerPool::poll_until_job(uint64_t ticket) {
+    const auto idle = [&] { return last_ticket_.load() < ticket && poller_.load() != nullptr; };
+    const auto polite_from = Clock::now() + kWorkerSpin;
+    bool polling = false;
+    for (int64_t looks = 1; idle(); ++looks) {
+        if (!polling) polling = !polling_.load(std::memory_order_relaxed) && !polling_.exchange(true);
+        if (polling) {
+            Poller* const poller = poller_.load();  // again, for another worker may have ended it
+            if (poller != nullptr && !poller->poll()) {
+                poller_.store(nullptr);
+                wake_waiters();
+            }
+        }
+        pause_core();
+        // The thread that raises the flags may need this core.
+        if (looks % kPausesPerClockRead == 0 && Clock::now() > polite_from) std::this_thread::yield();
+    }
+    if (polling) polling_.store(false);
 }
 
 void WorkerPool::run_items(uint64_t ticket, int worker) {
@@ -162,14 +217,10 @@ void WorkerPool::run_items(uint64_t ticket, int worker) {
         if (current.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) {
             current.finished_ns =
                 std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+            if (current.done_flag != nullptr) raise_flag(current.done_flag);
             // From here on the waiter may free the job's context.
             current.finished_ticket.store(ticket);
-            if (sleeping_waiters_.load() > 0) {
-                {
-                    std::lock_guard lock(sleep_mutex_);
-                }
-                job_finished_.notify_all();
-            }
+            wake_waiters();
         }
     }
 }

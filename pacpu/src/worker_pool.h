@@ -11,6 +11,16 @@
 
 namespace pacpu {
 
+// Work that is yet to come: asked for by idle workers, one at a time.
+class Poller {
+  public:
+    // Looks once and may submit jobs, one a call. False ends it: the pool then touches it no more. Must not throw.
+    virtual bool poll() noexcept = 0;
+
+  protected:
+    ~Poller() = default;
+};
+
 // Jobs are served first in, first out: a worker goes on to the next job when none of a job's items is left to take,
 // so two jobs may run at the same time, but an item of a later job never starts before all of an earlier one have.
 class WorkerPool {
@@ -26,13 +36,21 @@ class WorkerPool {
 
     int num_threads() const { return num_threads_; }
     // Queues a job of 1 or more items and returns its ticket, after the job kMaxJobs before it is done. Throws
-    // std::runtime_error when the pool is closed.
-    uint64_t submit(Work work, void* context, int64_t num_items);
+    // std::runtime_error when the pool is closed. The last item to be done raises the done flag, if there is one.
+    uint64_t submit(Work work, void* context, int64_t num_items, uint32_t* done_flag = nullptr);
     // Returns when every item of the job is done, and when that was: nanoseconds of the steady clock. May be called
     // from any thread, more than once, while fewer than kMaxJobs jobs have been submitted since.
     int64_t wait(uint64_t ticket);
-    // Finishes what was submitted and joins the threads; later submissions are refused.
+    // Until the poller ends no worker sleeps: idle ones poll or spin, for a wake-up costs tens of microseconds. Throws
+    // std::runtime_error when the pool is closed or has a poller. With a single thread no others may meanwhile have
+    // kMaxJobs jobs queued, since a submitting poller would wait for jobs that only its own thread can do.
+    void set_poller(Poller* poller);
+    // Returns when the poller has ended.
+    void wait(const Poller* poller);
+    // Finishes what was submitted and joins the threads; later submissions are refused. A poller has to end by itself
+    // when it sees the pool closing.
     void close();
+    bool closing() const { return closing_.load(); }
 
     static constexpr int kMaxJobs = 64;
 
@@ -47,18 +65,26 @@ class WorkerPool {
         Work work = nullptr;
         void* context = nullptr;
         int64_t num_items = 0;
+        uint32_t* done_flag = nullptr;
     };
 
     Job& job(uint64_t ticket) { return jobs_[ticket % kMaxJobs]; }
     void pin(int worker, int cpu);
     void work_loop(int worker);
     bool await_job(uint64_t ticket);
+    void poll_until_job(uint64_t ticket);
+    void wake_workers();
+    void wake_waiters();
+    template <typename Finished>
+    void wait_until(Finished finished);
     void run_items(uint64_t ticket, int worker);
 
     const int num_threads_;
     std::array<Job, kMaxJobs> jobs_;
     std::atomic<uint64_t> last_ticket_{0};  // tickets start at 1
     std::atomic<bool> closing_{false};
+    std::atomic<Poller*> poller_{nullptr};
+    alignas(64) std::atomic<bool> polling_{false};  // a worker has taken the poller to itself
     std::mutex submit_mutex_;
     std::mutex close_mutex_;
     std::mutex sleep_mutex_;
