@@ -27,9 +27,9 @@ Bytes = npt.NDArray[np.uint8]
 class KvLayout:
     """A piece: K and V of one block, layer and KV head, in `piece_bytes` bytes.
 
-    K tiles, V tiles and, for int8, a float32 scale a token for K, then for V. A tile is 16 tokens, stored for K as
-    [head_dim / pack, 16, pack] and for V as [16 / pack, head_dim, pack]; a block_size that is no multiple of 16 leaves
-    the end of its last tile unused. docs/kernels.md says why.
+    For each tile of 16 tokens first K as [head_dim / pack, 16, pack], then V as [16 / pack, head_dim, pack]; for int8
+    then a float32 scale a token for K, then for V. A block_size that is no multiple of 16 leaves the end of its last
+    tile unused. docs/kernels.md says why.
     """
 
     dtype: str
@@ -58,21 +58,19 @@ class KvLayout:
         return self.num_tiles * TILE_TOKENS
 
     @property
-    def key_shape(self) -> tuple[int, int, int, int]:
-        return (self.num_tiles, self.head_dim // self.pack, TILE_TOKENS, self.pack)
+    def key_shape(self) -> tuple[int, int, int]:
+        """Of K in a tile."""
+        return (self.head_dim // self.pack, TILE_TOKENS, self.pack)
 
     @property
-    def value_shape(self) -> tuple[int, int, int, int]:
-        return (self.num_tiles, TILE_TOKENS // self.pack, self.head_dim, self.pack)
-
-    @property
-    def value_offset(self) -> int:
-        """Bytes from a piece's start to V: so also the bytes of K, and of V."""
-        return self.stored_tokens * self.head_dim * _ELEMENT_BYTES[self.dtype]
+    def value_shape(self) -> tuple[int, int, int]:
+        """Of V in a tile."""
+        return (TILE_TOKENS // self.pack, self.head_dim, self.pack)
 
     @property
     def key_scale_offset(self) -> int:
-        return 2 * self.value_offset
+        """Bytes from a piece's start to the scales, so also the bytes of its tiles."""
+        return 2 * self.stored_tokens * self.head_dim * _ELEMENT_BYTES[self.dtype]
 
     @property
     def value_scale_offset(self) -> int:
@@ -108,15 +106,15 @@ class KvLayout:
         return keys, values
 
     def _views(self, pieces: Bytes) -> list[npt.NDArray[Any]]:
-        lead = pieces.shape[:-1]
-        storage, value_end = _STORAGE[self.dtype], self.key_scale_offset
+        lead = (*pieces.shape[:-1], self.num_tiles)
+        tiles = pieces[..., : self.key_scale_offset].view(_STORAGE[self.dtype]).reshape(*lead, 2, -1)
         views = [
-            pieces[..., : self.value_offset].view(storage).reshape(*lead, *self.key_shape),
-            pieces[..., self.value_offset : value_end].view(storage).reshape(*lead, *self.value_shape),
+            tiles[..., 0, :].reshape(*lead, *self.key_shape),
+            tiles[..., 1, :].reshape(*lead, *self.value_shape),
         ]
         if self.dtype == "int8":
             views += [
-                pieces[..., value_end : self.value_scale_offset].view(np.float32),
+                pieces[..., self.key_scale_offset : self.value_scale_offset].view(np.float32),
                 pieces[..., self.value_scale_offset :].view(np.float32),
             ]
         return views

@@ -17,11 +17,11 @@ def pack_tokens(layout: KvLayout, key: torch.Tensor, value: torch.Tensor) -> tor
             tokens, scale = _quantize(tokens)
             scales.append(torch.nn.functional.pad(scale, (0, unused)))
         elements.append(torch.nn.functional.pad(tokens.to(getattr(torch, layout.dtype)), (0, 0, 0, unused)))
-    num_tiles, rows, lanes, pack = layout.key_shape
-    lead = key.shape[:-2]
-    keys = elements[0].reshape(*lead, num_tiles, lanes, rows, pack).transpose(-3, -2)
-    values = elements[1].reshape(*lead, num_tiles, lanes // pack, pack, layout.head_dim).transpose(-2, -1)
-    parts = [keys.flatten(-4), values.flatten(-4), *scales]
+    rows, lanes, pack = layout.key_shape
+    lead = (*key.shape[:-2], layout.num_tiles)
+    keys = elements[0].reshape(*lead, lanes, rows, pack).transpose(-3, -2)
+    values = elements[1].reshape(*lead, lanes // pack, pack, layout.head_dim).transpose(-2, -1)
+    parts = [torch.stack((keys.flatten(-3), values.flatten(-3)), dim=-2).flatten(-3), *scales]
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
 
 
@@ -29,9 +29,10 @@ def unpack_tokens(layout: KvLayout, pieces: torch.Tensor) -> tuple[torch.Tensor,
     """pieces, uint8 [..., piece_bytes] -> key, value [..., block_size, head_dim]; float32 where the layout is int8."""
     dtype = getattr(torch, layout.dtype)
     lead = pieces.shape[:-1]
-    keys = pieces[..., : layout.value_offset].contiguous().view(dtype).view(*lead, *layout.key_shape)
-    values = pieces[..., layout.value_offset : layout.key_scale_offset].contiguous().view(dtype)
-    values = values.view(*lead, *layout.value_shape)
+    tiles = pieces[..., : layout.key_scale_offset].contiguous().view(dtype).view(*lead, layout.num_tiles, 2, -1)
+    keys, values = tiles.unbind(-2)
+    keys = keys.reshape(*keys.shape[:-1], *layout.key_shape)
+    values = values.reshape(*values.shape[:-1], *layout.value_shape)
     key = keys.transpose(-3, -2).flatten(-2).flatten(-3, -2)[..., : layout.block_size, :]
     value = values.transpose(-2, -1).flatten(-4, -2)[..., : layout.block_size, :]
     if layout.dtype != "int8":

@@ -10,6 +10,8 @@ class AmxBf16Kernel {
   public:
     static constexpr int64_t kMaxGroup = 16;  // rows of a matrix tile
 
+    static constexpr bool kStreams = false;
+
     explicit AmxBf16Kernel(const Span& span) : span_(span), query_(reinterpret_cast<uint16_t*>(span.scratch)) {
         const int64_t count = span.num_kv_heads * span.group * span.layout.head_dim;
         for (int64_t i = 0; i < count; i += 16) {
@@ -50,7 +52,7 @@ class AmxBf16Kernel {
     }
 
     void prefetch(const Tile& tile) const {
-        for (int64_t byte = 0; byte < span_.layout.tile_bytes(); byte += 64) {
+        for (int64_t byte = 0; byte < span_.layout.side_bytes(); byte += 64) {
             prefetch_line(tile.next_key + byte);
             prefetch_line(tile.next_value + byte);
         }

@@ -10,6 +10,8 @@ namespace {
 template <int64_t kHeadDim>
 class Bf16DotKernel {
   public:
+    static constexpr bool kStreams = true;
+
     explicit Bf16DotKernel(const Span& span) : span_(span), query_(reinterpret_cast<uint32_t*>(span.scratch)) {
         const int64_t count = span.num_kv_heads * span.group * span.layout.head_dim;
         for (int64_t i = 0; i < count; i += 16) {

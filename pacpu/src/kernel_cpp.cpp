@@ -15,6 +15,8 @@ constexpr int64_t kMaxHeadDim = 256;
 template <Element kElement>
 class PortableKernel {
   public:
+    static constexpr bool kStreams = false;
+
     explicit PortableKernel(const Span& span) : span_(span) {}
 
     void attend(const Tile& tile, int64_t kv_head) {

@@ -13,6 +13,8 @@ namespace {
 template <int64_t kHeadDim>
 class Int8VnniKernel {
   public:
+    static constexpr bool kStreams = false;
+
     explicit Int8VnniKernel(const Span& span)
         : span_(span),
           queries_(reinterpret_cast<Query*>(span.scratch)),

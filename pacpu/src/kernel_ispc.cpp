@@ -31,6 +31,8 @@ using AttendTile = decltype(&pacpu_ispc_avx2_float32);
 template <AttendTile kAttendTile>
 class IspcKernel {
   public:
+    static constexpr bool kStreams = false;
+
     explicit IspcKernel(const Span& span) : span_(span) {}
 
     void attend(const Tile& tile, int64_t kv_head) const {

@@ -18,7 +18,7 @@ void scatter(const KvLayout& layout, const void* key, const void* value, char* p
     const auto *key_bits = static_cast<const Bits*>(key), *value_bits = static_cast<const Bits*>(value);
     auto* key_tile = reinterpret_cast<Bits*>(piece + tile) + t * kPack;
     auto* value_tile =
-        reinterpret_cast<Bits*>(piece + layout.value_offset() + tile) + t / kPack * layout.head_dim * kPack + t % kPack;
+        reinterpret_cast<Bits*>(piece + tile + layout.side_bytes()) + t / kPack * layout.head_dim * kPack + t % kPack;
     for (int64_t d = 0; d < layout.head_dim; d += kPack)
         for (int64_t i = 0; i < kPack; ++i) key_tile[d * kTileTokens + i] = key_bits[d + i];
     for (int64_t d = 0; d < layout.head_dim; ++d) value_tile[d * kPack] = value_bits[d];

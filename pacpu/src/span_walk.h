@@ -27,7 +27,7 @@ class SpanWalk {
     bool done() const { return block_ * span_.layout.tiles_per_block() >= end_tile(); }
     int64_t head() const { return head_; }
     const char* key() const { return piece() + tile_ * span_.layout.tile_bytes(); }
-    const char* value() const { return key() + span_.layout.value_offset(); }
+    const char* value() const { return key() + span_.layout.side_bytes(); }
     const float* key_scales() const { return scales(span_.layout.key_scale_offset()); }
     const float* value_scales() const { return scales(span_.layout.value_scale_offset()); }
     int64_t num_tokens() const {
@@ -65,7 +65,7 @@ class SpanWalk {
 // Copies K, V and scales of a short tile and fills up with zeros: memory beyond a row's end may hold anything, and a
 // weight of zero does not silence a NaN.
 inline void pad_tile(const Span& span, Tile* tile) {
-    const int64_t bytes = span.layout.tile_bytes(), head_dim = span.layout.head_dim;
+    const int64_t bytes = span.layout.side_bytes(), head_dim = span.layout.head_dim;
     const int64_t element = element_bytes(span.layout.element), pack = pack_of(span.layout.element);
     char* key = span.scratch + prepared_query_bytes(span.num_kv_heads * span.group, head_dim);
     char* value = key + bytes;
@@ -91,23 +91,27 @@ inline void pad_tile(const Span& span, Tile* tile) {
     tile->value_scales = scales + kTileTokens;
 }
 
-// A Kernel is made from a span, preparing the query in its scratch, and has attend(tile, head).
+// A Kernel is made from a span, preparing the query in its scratch, and has attend(tile, head). kStreams says that with
+// one query head it reads a tile in the order of memory.
 template <typename Kernel>
 void attend_span(const Span& span) {
-    // Far enough to hide the latency of memory, near enough to stay in L2; half and twice as much were slower.
-    constexpr int64_t kPrefetchBytes = 8192;
-    const int64_t distance = std::max<int64_t>(1, kPrefetchBytes / (2 * span.layout.tile_bytes()));
+    // Several query heads keep a core busy for longer than memory's latency: the next tile is on its way meanwhile,
+    // from wherever it is. One head is a mere stream, which goes fastest close ahead of what the hardware fetches by
+    // itself.
+    constexpr int64_t kPrefetchBytes = 8192, kStreamPrefetchBytes = 2048;
+    const int64_t distance = std::max<int64_t>(1, kPrefetchBytes / span.layout.tile_bytes());
     SpanWalk walk(span), ahead(span);
     for (int64_t i = 0; i < distance && !ahead.done(); ++i, ahead.advance())
-        for (int64_t byte = 0; byte < span.layout.tile_bytes(); byte += 64) {
+        for (int64_t byte = 0; byte < span.layout.tile_bytes(); byte += 64)
             __builtin_prefetch(ahead.key() + byte, 0, 2);
-            __builtin_prefetch(ahead.value() + byte, 0, 2);
-        }
     Kernel kernel(span);
     for (; !walk.done(); walk.advance()) {
         Tile tile{walk.key(),        walk.value(), walk.key_scales(), walk.value_scales(),
                   walk.num_tokens(), walk.key(),   walk.value()};
-        if (!ahead.done()) {
+        if (Kernel::kStreams && span.group == 1) {
+            tile.next_key = tile.key + kStreamPrefetchBytes;
+            tile.next_value = tile.value + kStreamPrefetchBytes;
+        } else if (!ahead.done()) {
             tile.next_key = ahead.key();
             tile.next_value = ahead.value();
             ahead.advance();
