@@ -2,13 +2,14 @@
 #pragma once
 
 #include "avx512_softmax.h"
+#include "kernel_x86.h"
 
 namespace pacpu {
 namespace {
 
 class AmxBf16Kernel {
   public:
-    static constexpr int64_t kMaxGroup = 16;  // rows of a matrix tile
+    static constexpr int64_t kMaxGroup = kMaxAmxGroup;
 
     static constexpr bool kStreams = false;
 
@@ -26,7 +27,6 @@ class AmxBf16Kernel {
 
     void attend(const Tile& tile, int64_t kv_head) const {
         const int64_t head = kv_head * span_.group, head_dim = span_.layout.head_dim;
-        prefetch(tile);
         alignas(64) float scores[kMaxGroup][kTileTokens];
         alignas(64) __m256i weights[kMaxGroup];
         score(tile, query_ + head * head_dim, scores[0]);
@@ -51,11 +51,10 @@ class AmxBf16Kernel {
         _tile_loadconfig(&config);
     }
 
-    void prefetch(const Tile& tile) const {
-        for (int64_t byte = 0; byte < span_.layout.side_bytes(); byte += 64) {
-            prefetch_line(tile.next_key + byte);
-            prefetch_line(tile.next_value + byte);
-        }
+    // Between the loads of tiles, which would otherwise wait behind a burst of prefetches. Once: here it costs more to
+    // ask twice than it gains.
+    static void prefetch(const char* bytes, int64_t num_lines) {
+        for (int64_t line = 0; line < num_lines; ++line) _mm_prefetch(bytes + line * 64, _MM_HINT_T1);
     }
 
     void score(const Tile& tile, const uint16_t* query, float* scores) const {
@@ -67,11 +66,13 @@ class AmxBf16Kernel {
             _tile_loadd(1, query + d, query_stride);
             _tile_loadd(3, tile.key + d * 32, 64);
             _tile_dpbf16ps(0, 1, 3);
+            prefetch(tile.next_key + d * 32, 16);
         }
         if (d < head_dim) {
             _tile_loadd(2, query + d, query_stride);
             _tile_loadd(4, tile.key + d * 32, 64);
             _tile_dpbf16ps(0, 2, 4);
+            prefetch(tile.next_key + d * 32, 8);
         }
         _tile_stored(0, scores, kTileTokens * sizeof(float));
     }
@@ -80,10 +81,28 @@ class AmxBf16Kernel {
         const int64_t head_dim = span_.layout.head_dim;
         const auto stride = static_cast<size_t>(head_dim * 4);  // of a pair of values, and of a head's output
         _tile_loadd(2, weights, sizeof *weights);
-        for (int64_t d = 0; d < head_dim; d += 16) {
+        int64_t d = 0;
+        // Three at a time, so that one's multiplication overlaps with the loads and stores of the others.
+        for (; d + 48 <= head_dim; d += 48) {
+            _tile_loadd(5, accumulator + d, stride);
+            _tile_loadd(6, accumulator + d + 16, stride);
+            _tile_loadd(7, accumulator + d + 32, stride);
+            _tile_loadd(4, tile.value + d * 4, stride);
+            _tile_dpbf16ps(5, 2, 4);
+            _tile_loadd(4, tile.value + d * 4 + 64, stride);
+            _tile_dpbf16ps(6, 2, 4);
+            _tile_loadd(4, tile.value + d * 4 + 128, stride);
+            _tile_dpbf16ps(7, 2, 4);
+            prefetch(tile.next_value + d * 32, 24);
+            _tile_stored(5, accumulator + d, stride);
+            _tile_stored(6, accumulator + d + 16, stride);
+            _tile_stored(7, accumulator + d + 32, stride);
+        }
+        for (; d < head_dim; d += 16) {
             _tile_loadd(5, accumulator + d, stride);
             _tile_loadd(4, tile.value + d * 4, stride);
             _tile_dpbf16ps(5, 2, 4);
+            prefetch(tile.next_value + d * 32, 8);
             _tile_stored(5, accumulator + d, stride);
         }
     }
