@@ -1,6 +1,6 @@
 # Sets ISPC_EXECUTABLE and ISPC_VERSION, or leaves ISPC_EXECUTABLE false and says so in one line.
 # NEOBENCH_ISPC (environment or CMake variable) is the compiler's path, or "off" for the portable kernel only.
-set(ISPC_MINIMUM_VERSION 1.18)
+set(ISPC_MINIMUM_VERSION 1.22)  # templates
 set(ISPC_EXECUTABLE FALSE)
 if(NOT DEFINED NEOBENCH_ISPC)
   set(NEOBENCH_ISPC "$ENV{NEOBENCH_ISPC}")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from neobench.reports.figures import save_figure
 from neobench.reports.run import describe_machine
@@ -37,6 +36,8 @@ _LABEL_POINTS = 6
 _LABEL_HEIGHT = 0.05
 """Of the axis."""
 _WHISKER_WIDTH = 0.7
+_TICK_DISTANCE = 0.09
+"""Of the axis between the first and the last thread count."""
 _ROOF_COLOR = "0.15"
 _PEER_STYLE: Any = (0, (3, 1.5))
 _PEER_ALPHA = 0.35
@@ -121,13 +122,10 @@ def _kernels(rows: Sequence[Row]) -> list[str]:
 
 
 def _draw_lines(axes: Axes, series: Sequence[_Series], roof: Sequence[Row], thread_counts: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(thread_counts))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    span = thread_counts[-1] - thread_counts[0]
+    axes.set_xticks(_apart(thread_counts, _TICK_DISTANCE * span))
     # Room on the right for the percentages.
-    span = thread_counts[-1] / thread_counts[0]
-    axes.set_xlim(thread_counts[0] / span**0.1, thread_counts[-1] * span**0.28)
+    axes.set_xlim(thread_counts[0] - 0.08 * span, thread_counts[-1] + 0.28 * span)
     axes.set_xlabel("Threads")
     threads = [read["threads"] for read in roof]
     axes.plot(threads, [read["gbps"] for read in roof], color=_ROOF_COLOR, linewidth=1.6, zorder=4)
@@ -137,15 +135,24 @@ def _draw_lines(axes: Axes, series: Sequence[_Series], roof: Sequence[Row], thre
     for index, one in enumerate(series):
         counts = [count for count in thread_counts if one.at(count)]
         # Whiskers of different lines stand beside each other.
-        shift = span ** (0.012 * (index - (len(series) - 1) / 2))
+        shift = 0.012 * span * (index - (len(series) - 1) / 2)
         width = 0.7 if one.kernel == PEER else 1.2
-        xs = [count * shift for count in counts]
+        xs = [count + shift for count in counts]
         axes.plot(xs, [_middle(one.at(count)) for count in counts], color=one.color, linestyle=one.line_style, lw=width)
         for x, count in zip(xs, counts, strict=True):
             _draw_point(axes, x, one, one.at(count))
         if one.line_style == _KERNEL_STYLES[0] and counts:
             labels.append((_middle(one.at(counts[-1])), _percent(one.at(counts[-1])), one.color))
-    _write_percentages(axes, thread_counts[-1] * span**0.07, labels)
+    _write_percentages(axes, thread_counts[-1] + 0.07 * span, labels)
+
+
+def _apart(counts: Sequence[int], distance: float) -> list[int]:
+    """The last and, going down, those of the others whose labels do not run into one another."""
+    kept = [counts[-1]]
+    for count in reversed(counts[:-1]):
+        if kept[-1] - count >= distance:
+            kept.append(count)
+    return kept[::-1]
 
 
 def _draw_point(axes: Axes, x: float, series: _Series, rows: Sequence[Row]) -> None:

@@ -16,10 +16,10 @@ BUDGET_LINES = {
     "harness": 2500,
     "results": 1500,
     "reports": 1500,
-    "pacpu": 1300,
+    "pacpu": 4800,
     "engines": 900,
     "workloads": 900,
-    "src": 900,
+    "src": 1200,
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -7,7 +7,7 @@
 #define CACHE_LINE_BYTES 64
 #define MAXIMUM_SLACK 8.0f
 
-// Registers hold HEAD_BLOCK heads of scores, and that many heads times DIM_BLOCK vectors of the output.
+// Heads that share each loaded K and V, and vectors of the output that four of them keep in registers.
 #ifdef ISPC_TARGET_AVX2
 #define HEAD_BLOCK 4
 #define VECTOR_LANES 8
@@ -41,13 +41,16 @@ typedef int32 Word;
 static inline float part(int32 word, uniform int index) { return (float)((word << (24 - 8 * index)) >> 24); }
 #endif
 
-static inline Word load(const uniform Word* uniform words, uniform int offset) { return (words + offset)[programIndex]; }
+static inline Word load(const uniform Word* uniform words, uniform int offset) {
+    return (words + offset)[programIndex];
+}
 
 // Into L2: prefetching into L1 was half as fast.
 template <int vectors>
 static inline void prefetch(const uniform Word* uniform words) {
 #pragma unroll
-    for (uniform int i = 0; i < vectors * VECTOR_LANES; i += CACHE_LINE_BYTES / sizeof(uniform Word)) prefetch_l2(words + i);
+    for (uniform int i = 0; i < vectors * VECTOR_LANES; i += CACHE_LINE_BYTES / sizeof(uniform Word))
+        prefetch_l2(words + i);
 }
 
 // 0 below 2^-126; keeps NaN. The polynomial is the Taylor series: relative error 2e-7 on [-0.5, 0.5].
@@ -68,8 +71,9 @@ static inline float exp2(float x) {
 // Template parameters, and no masks: otherwise sums would live in memory.
 // scores [num_heads, TILE_TOKENS]. Several chains of sums hide the latency of an addition when there are few heads.
 template <int num_heads, int chains>
-static unmasked inline void score_tile(uniform int head_dim, const uniform float* uniform query, const uniform Word* uniform key,
-                              const uniform Word* uniform next_key, uniform float* uniform scores) {
+static unmasked inline void score_tile(uniform int head_dim, const uniform float* uniform query,
+                                       const uniform Word* uniform key, const uniform Word* uniform next_key,
+                                       uniform float* uniform scores) {
     float sums[8 * TOKEN_VECTORS];
 #pragma unroll
     for (uniform int i = 0; i < num_heads * chains * TOKEN_VECTORS; i++) sums[i] = 0;
@@ -104,8 +108,9 @@ static unmasked inline void score_tile(uniform int head_dim, const uniform float
     }
 }
 
-static unmasked inline void raise_maximum(uniform int head_dim, uniform float new_maximum, uniform float* uniform accumulator,
-                                 uniform float* uniform maximum, uniform float* uniform sum) {
+static unmasked inline void raise_maximum(uniform int head_dim, uniform float new_maximum,
+                                          uniform float* uniform accumulator, uniform float* uniform maximum,
+                                          uniform float* uniform sum) {
     const float drop = *maximum - new_maximum;
     const float shrink = exp2(drop);
     for (uniform int i = 0; i < head_dim; i += VECTOR_LANES) (accumulator + i)[programIndex] *= shrink;
@@ -115,9 +120,9 @@ static unmasked inline void raise_maximum(uniform int head_dim, uniform float ne
 
 // Turns one head's scores into weights relative to the maximum, which first follows the scores if it must.
 static unmasked inline void weigh_tile(uniform int head_dim, uniform int num_tokens, uniform float* uniform scores,
-                              const uniform float* uniform key_scales, const uniform float* uniform value_scales,
-                              uniform float* uniform accumulator, uniform float* uniform maximum,
-                              uniform float* uniform sum) {
+                                       const uniform float* uniform key_scales,
+                                       const uniform float* uniform value_scales, uniform float* uniform accumulator,
+                                       uniform float* uniform maximum, uniform float* uniform sum) {
     float score[TOKEN_VECTORS];
     float highest = *maximum;
 #pragma unroll
@@ -146,8 +151,9 @@ static unmasked inline void weigh_tile(uniform int head_dim, uniform int num_tok
 
 // accumulator[:, d : d + num_vectors * VECTOR_LANES] += weights @ values.
 template <int num_heads, int num_vectors>
-static unmasked inline void accumulate(uniform int head_dim, uniform int d, const uniform float* uniform weights, const uniform Word* uniform value,
-                              const uniform Word* uniform next_value, uniform float* uniform accumulator) {
+static unmasked inline void accumulate(uniform int head_dim, uniform int d, const uniform float* uniform weights,
+                                       const uniform Word* uniform value, const uniform Word* uniform next_value,
+                                       uniform float* uniform accumulator) {
     float state[16];
 #pragma unroll
     for (uniform int head = 0; head < num_heads; head++) {
@@ -192,9 +198,10 @@ struct TilePointers {
 };
 
 template <int num_heads, int chains, int num_vectors>
-static unmasked inline void attend_heads(uniform int head_dim, uniform int num_tokens, const uniform TilePointers& tile,
-                                const uniform float* uniform query, uniform float* uniform accumulator,
-                                uniform float* uniform maximum, uniform float* uniform sum) {
+static unmasked inline void attend_heads(uniform int head_dim, uniform int num_tokens,
+                                         const uniform TilePointers& tile, const uniform float* uniform query,
+                                         uniform float* uniform accumulator, uniform float* uniform maximum,
+                                         uniform float* uniform sum) {
     uniform float weights[HEAD_BLOCK * TILE_TOKENS];
     score_tile<num_heads, chains>(head_dim, query, tile.key, tile.next_key, weights);
     for (uniform int head = 0; head < num_heads; head++)

@@ -1,5 +1,6 @@
-// int8 by the byte dot products of AVX512_VNNI. Query and weights become 16-bit integers, taken apart into two bytes:
-// 8 bits would cost more accuracy than the cache does. Include only in files compiled for it.
+// int8 by the byte dot products of AVX512_VNNI. The query becomes 16-bit integers, taken apart into two bytes: 8 bits
+// would cost as much accuracy as the cache does. For the weights 8 bits, of the largest in a tile, cost a quarter of
+// that. Include only in files compiled for it.
 #pragma once
 
 #include <cmath>
@@ -71,19 +72,18 @@ class Int8VnniKernel {
 
     template <int kHeads>
     void attend_heads(const Tile& tile, int64_t head) const {
-        alignas(64) uint32_t high[kHeads][kWords], low[kHeads][kWords];
+        alignas(64) uint32_t weights[kHeads][kWords];
         float factors[kHeads];
-        score<kHeads>(tile, head, high, low, factors);
-        constexpr int kVectors = 8 / kHeads;
+        score<kHeads>(tile, head, weights, factors);
+        constexpr int kVectors = kHeads == 1 ? 8 : 16 / kHeads;
         int64_t d = 0;
         for (; d + kVectors * 16 <= head_dim(); d += kVectors * 16)
-            accumulate<kHeads, kVectors>(tile, head, d, high, low, factors);
-        for (; d < head_dim(); d += 16) accumulate<kHeads, 1>(tile, head, d, high, low, factors);
+            accumulate<kHeads, kVectors>(tile, head, d, weights, factors);
+        for (; d < head_dim(); d += 16) accumulate<kHeads, 1>(tile, head, d, weights, factors);
     }
 
     template <int kHeads>
-    void score(const Tile& tile, int64_t head, uint32_t (*high)[kWords], uint32_t (*low)[kWords],
-               float* factors) const {
+    void score(const Tile& tile, int64_t head, uint32_t (*weights)[kWords], float* factors) const {
         constexpr int kChains = 4 / kHeads;
         const uint32_t* query = bytes_ + 2 * head * query_words();
         __m512i high_sums[kHeads][kChains], low_sums[kHeads][kChains];
@@ -119,30 +119,29 @@ class Int8VnniKernel {
                     whole, _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][chain], 8), low_sums[h][chain]));
             const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(queries_[head + h].scale), key_scales);
             const __m512 scores = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor);
-            const __m512 weights = _mm512_mul_ps(weigh_tile(span_, head + h, tile.num_tokens, scores), value_scales);
-            factors[h] = split(weights, high[h], low[h]);
+            const __m512 scaled = _mm512_mul_ps(weigh_tile(span_, head + h, tile.num_tokens, scores), value_scales);
+            factors[h] = round_weights(scaled, weights[h]);
         }
     }
 
-    // weights = factor * (256 * high + low); returns the factor, NaN when a weight is.
-    static float split(__m512 weights, uint32_t* high, uint32_t* low) {
-        constexpr float kMost = 65535;
+    // weights = factor * rounded; returns the factor, NaN when a weight is.
+    static float round_weights(__m512 weights, uint32_t* rounded) {
+        constexpr float kMost = 255;
         const float most = _mm512_reduce_max_ps(weights);
         const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
         const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights, inverse));
-        _mm_store_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(whole, 8)));
-        _mm_store_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(whole));
+        _mm_store_si128(reinterpret_cast<__m128i*>(rounded), _mm512_cvtepi32_epi8(whole));
         return _mm512_cmp_ps_mask(weights, weights, _CMP_UNORD_Q) == 0 ? most / kMost : NAN;
     }
 
     template <int kHeads, int kVectors>
-    void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*high)[kWords],
-                    const uint32_t (*low)[kWords], const float* factors) const {
-        __m512i high_sums[kHeads][kVectors], low_sums[kHeads][kVectors];
+    void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*weights)[kWords],
+                    const float* factors) const {
+        __m512i sums[kHeads][kVectors];
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) high_sums[h][v] = low_sums[h][v] = _mm512_setzero_si512();
+            for (int v = 0; v < kVectors; ++v) sums[h][v] = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int64_t word = 0; word < kWords; ++word) {
             const int64_t line = (word * head_dim() + d) * 4;
@@ -151,10 +150,8 @@ class Int8VnniKernel {
                 const __m512i value = _mm512_loadu_si512(tile.value + line + v * 64);
                 prefetch_line(tile.next_value + line + v * 64);
 #pragma GCC unroll 8
-                for (int h = 0; h < kHeads; ++h) {
-                    high_sums[h][v] = _mm512_dpbusd_epi32(high_sums[h][v], broadcast(high[h][word]), value);
-                    low_sums[h][v] = _mm512_dpbusd_epi32(low_sums[h][v], broadcast(low[h][word]), value);
-                }
+                for (int h = 0; h < kHeads; ++h)
+                    sums[h][v] = _mm512_dpbusd_epi32(sums[h][v], broadcast(weights[h][word]), value);
             }
         }
 #pragma GCC unroll 8
@@ -162,9 +159,9 @@ class Int8VnniKernel {
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
                 float* accumulator = span_.accumulator + (head + h) * head_dim() + d + v * 16;
-                const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high_sums[h][v], 8), low_sums[h][v]);
-                _mm512_storeu_ps(accumulator, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(factors[h]),
-                                                              _mm512_loadu_ps(accumulator)));
+                _mm512_storeu_ps(accumulator,
+                                 _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[h][v]), _mm512_set1_ps(factors[h]),
+                                                 _mm512_loadu_ps(accumulator)));
             }
     }
 

@@ -60,7 +60,11 @@ const Target& kAvx512Base = kPortableTarget;
 void attend_bf16_by_group(const Span& span) {
     constexpr int64_t kMinAmxGroup = 8;
     if (span.group >= kMinAmxGroup && span.group <= kMaxAmxGroup) return attend_bf16_amx(span);
-    kAvx512Base.attend[static_cast<int>(Element::kBFloat16)](span);
+#ifdef PACPU_WITH_ISPC
+    kIspcAvx512Target.attend[static_cast<int>(Element::kBFloat16)](span);
+#else
+    attend_bf16_dot(span);
+#endif
 }
 #endif
 
