@@ -73,9 +73,9 @@ class Int8VnniKernel {
     template <int kHeads>
     void attend_heads(const Tile& tile, int64_t head) const {
         alignas(64) uint32_t weights[kHeads][kWords];
-        float factors[kHeads];
+        float factors[kHeads][2];
         score<kHeads>(tile, head, weights, factors);
-        constexpr int kVectors = kHeads == 1 ? 8 : 16 / kHeads;
+        constexpr int kVectors = 8 / kHeads;
         int64_t d = 0;
         for (; d + kVectors * 16 <= head_dim(); d += kVectors * 16)
             accumulate<kHeads, kVectors>(tile, head, d, weights, factors);
@@ -83,7 +83,7 @@ class Int8VnniKernel {
     }
 
     template <int kHeads>
-    void score(const Tile& tile, int64_t head, uint32_t (*weights)[kWords], float* factors) const {
+    void score(const Tile& tile, int64_t head, uint32_t (*weights)[kWords], float (*factors)[2]) const {
         constexpr int kChains = 4 / kHeads;
         const uint32_t* query = bytes_ + 2 * head * query_words();
         __m512i high_sums[kHeads][kChains], low_sums[kHeads][kChains];
@@ -120,38 +120,44 @@ class Int8VnniKernel {
             const __m512 factor = _mm512_mul_ps(_mm512_set1_ps(queries_[head + h].scale), key_scales);
             const __m512 scores = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor);
             const __m512 scaled = _mm512_mul_ps(weigh_tile(span_, head + h, tile.num_tokens, scores), value_scales);
-            factors[h] = round_weights(scaled, weights[h]);
+            round_weights(scaled, weights[h], factors[h]);
         }
     }
 
-    // weights = factor * rounded; returns the factor, NaN when a weight is.
-    static float round_weights(__m512 weights, uint32_t* rounded) {
+    // Each half of the weights = its factor * rounded; NaN factors when a weight is.
+    static void round_weights(__m512 weights, uint32_t* rounded, float* factors) {
         constexpr float kMost = 255;
-        const float most = _mm512_reduce_max_ps(weights);
-        const __m512 inverse = _mm512_set1_ps(most > 0 ? kMost / most : 0);
+        __m512 most = _mm512_max_ps(weights, _mm512_shuffle_f32x4(weights, weights, _MM_SHUFFLE(2, 3, 0, 1)));
+        most = _mm512_max_ps(most, _mm512_permute_ps(most, _MM_SHUFFLE(1, 0, 3, 2)));
+        most = _mm512_max_ps(most, _mm512_permute_ps(most, _MM_SHUFFLE(2, 3, 0, 1)));
+        const __mmask16 any = _mm512_cmp_ps_mask(most, _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __m512 inverse = _mm512_maskz_div_ps(any, _mm512_set1_ps(kMost), most);
         const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights, inverse));
         _mm_store_si128(reinterpret_cast<__m128i*>(rounded), _mm512_cvtepi32_epi8(whole));
-        return _mm512_cmp_ps_mask(weights, weights, _CMP_UNORD_Q) == 0 ? most / kMost : NAN;
+        const bool is_number = _mm512_cmp_ps_mask(weights, weights, _CMP_UNORD_Q) == 0;
+        factors[0] = is_number ? _mm512_cvtss_f32(most) / kMost : NAN;
+        factors[1] = is_number ? _mm_cvtss_f32(_mm512_extractf32x4_ps(most, 2)) / kMost : NAN;
     }
 
     template <int kHeads, int kVectors>
     void accumulate(const Tile& tile, int64_t head, int64_t d, const uint32_t (*weights)[kWords],
-                    const float* factors) const {
-        __m512i sums[kHeads][kVectors];
+                    const float (*factors)[2]) const {
+        __m512i sums[2][kHeads][kVectors];
 #pragma GCC unroll 8
         for (int h = 0; h < kHeads; ++h)
 #pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) sums[h][v] = _mm512_setzero_si512();
+            for (int v = 0; v < kVectors; ++v) sums[0][h][v] = sums[1][h][v] = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int64_t word = 0; word < kWords; ++word) {
             const int64_t line = (word * head_dim() + d) * 4;
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
                 const __m512i value = _mm512_loadu_si512(tile.value + line + v * 64);
-                prefetch_line(tile.next_value + line + v * 64);
+                prefetch_line(tile.next_value + d * 16 + (word * kVectors + v) * 64);  // in the order of memory
 #pragma GCC unroll 8
                 for (int h = 0; h < kHeads; ++h)
-                    sums[h][v] = _mm512_dpbusd_epi32(sums[h][v], broadcast(weights[h][word]), value);
+                    sums[word / 2][h][v] =
+                        _mm512_dpbusd_epi32(sums[word / 2][h][v], broadcast(weights[h][word]), value);
             }
         }
 #pragma GCC unroll 8
@@ -159,9 +165,12 @@ class Int8VnniKernel {
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) {
                 float* accumulator = span_.accumulator + (head + h) * head_dim() + d + v * 16;
-                _mm512_storeu_ps(accumulator,
-                                 _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[h][v]), _mm512_set1_ps(factors[h]),
-                                                 _mm512_loadu_ps(accumulator)));
+                __m512 output = _mm512_loadu_ps(accumulator);
+#pragma GCC unroll 2
+                for (int half = 0; half < 2; ++half)
+                    output =
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[half][h][v]), _mm512_set1_ps(factors[h][half]), output);
+                _mm512_storeu_ps(accumulator, output);
             }
     }
 

@@ -91,6 +91,11 @@ inline void pad_tile(const Span& span, Tile* tile) {
     tile->value_scales = scales + kTileTokens;
 }
 
+inline void prefetch_scales(const SpanWalk& walk) {
+    __builtin_prefetch(walk.key_scales(), 0, 2);
+    __builtin_prefetch(walk.value_scales(), 0, 2);
+}
+
 // A Kernel is made from a span, preparing the query in its scratch, and has attend(tile, head). kStreams says that with
 // one query head it reads a tile in the order of memory.
 template <typename Kernel>
@@ -114,6 +119,7 @@ void attend_span(const Span& span) {
         } else if (!ahead.done()) {
             tile.next_key = ahead.key();
             tile.next_value = ahead.value();
+            if (span.layout.element == Element::kInt8) prefetch_scales(ahead);
             ahead.advance();
         }
         if (tile.num_tokens < kTileTokens) pad_tile(span, &tile);
