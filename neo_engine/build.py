@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-import psutil
 import torch
 
 from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig
 from neobench.neo_engine.cost_model import CostModel
+from neobench.neo_engine.cpu_attention import available_memory_bytes
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.executor.cpu import CpuExecutor
 from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
@@ -40,7 +40,7 @@ def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor
     if config.shape.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ConfigError(f"{config.model} has a head_dim of {config.shape.head_dim}; host attention knows {known}")
-    check_memory(config, psutil.virtual_memory().available)
+    check_memory(config, available_memory_bytes())
     if torch.cuda.is_available():
         say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")

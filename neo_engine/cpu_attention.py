@@ -12,12 +12,18 @@ import torch
 from neobench import pacpu
 from neobench.neo_engine.config import ModelShape
 from neobench.neo_engine.kv_cache.layout import KvLayout
+from neobench.pacpu.memory import available_bytes
 from neobench.pacpu.topology import choose_cpus, numa_nodes
 
 
 def available_targets() -> tuple[str, ...]:
     """Kernels that run on this CPU, best first."""
     return pacpu.targets()
+
+
+def available_memory_bytes() -> int:
+    """What this process may still take: of the machine, and of its control groups. KV memory is refused beyond it."""
+    return available_bytes()
 
 
 class _Slot:

@@ -1,6 +1,6 @@
 // int8 by the byte dot products of AVX512_VNNI. The query becomes 16-bit integers, taken apart into two bytes: 8 bits
-// would cost as much accuracy as the cache does. For the weights 8 bits, of the largest in a tile, cost a quarter of
-// that. Include only in files compiled for it.
+// would cost as much accuracy as the cache does. For the weights 8 bits, relative to the largest of eight neighbours,
+// cost a quarter of that. Include only in files compiled for it.
 #pragma once
 
 #include <cmath>
@@ -124,7 +124,7 @@ class Int8VnniKernel {
         }
     }
 
-    // Each half of the weights = its factor * rounded; NaN factors when a weight is.
+    // Each half of the weights = its factor * rounded; both factors are NaN when a weight is.
     static void round_weights(__m512 weights, uint32_t* rounded, float* factors) {
         constexpr float kMost = 255;
         __m512 most = _mm512_max_ps(weights, _mm512_shuffle_f32x4(weights, weights, _MM_SHUFFLE(2, 3, 0, 1)));
