@@ -55,7 +55,7 @@ _MEMORY_GRAIN_BYTES = 2 * 2**20
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of the matrix. `kernel`: a target of pacpu, "auto" for its best, or PEER."""
+    """One cell of the matrix. `kernel`: a target of pacpu, "auto" for its best, PEER, or one of LIMITS."""
 
     shape: str
     dtype: str

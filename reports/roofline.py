@@ -67,7 +67,7 @@ def roofline(document: Mapping[str, Any]) -> Figure:
     Lines and bars are medians over batches and contexts, whiskers reach from the lowest to the highest of them; the
     percentage is the median percent of read at the most threads. Hollow: the machine was busy during one of them.
     """
-    rows = document["rows"]
+    rows = _attention(document)
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     thread_counts = sorted({row["threads"] for row in rows})
     roof = [read for read in document["read"] if read["threads"] in thread_counts]
@@ -92,6 +92,11 @@ def roofline(document: Mapping[str, Any]) -> Figure:
         caption = "\n".join(textwrap.fill(line, wrap_at) for line in _caption(document))
         figure.supxlabel(caption, fontsize=CAPTION_POINTS, color="0.25")
     return figure
+
+
+def _attention(document: Mapping[str, Any]) -> list[Row]:
+    """Without the rows of what bounds it, which stand in the table."""
+    return [row for row in document["rows"] if not row["kernel"].endswith(("read_runs", "in_cache"))]
 
 
 def save_roofline(document: Mapping[str, Any], stem: Path) -> list[Path]:
@@ -271,7 +276,7 @@ def _most_kernels(rows: Sequence[Row]) -> list[str]:
 
 
 def _caption(document: Mapping[str, Any]) -> list[str]:
-    rows, provenance = document["rows"], document["provenance"]
+    rows, provenance = _attention(document), document["provenance"]
     batches, contexts = (", ".join(map(str, sorted({row[key] for row in rows}))) for key in ("batch", "context"))
     threads = {row["threads"] for row in rows}
     facts = [

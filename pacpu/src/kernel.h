@@ -42,12 +42,13 @@ struct Target {
     FromFloat from_float[kNumFloats];  // to the nearest even
 };
 
-// A kernel's scratch: the query as it wants it, then one tile of K and V with scales, padded with zeros.
+// A kernel's scratch: the query as it wants it, then two tiles of K and V with scales, padded with zeros.
 constexpr int64_t prepared_query_bytes(int64_t num_q_heads, int64_t head_dim) {
     return (num_q_heads * (head_dim + 4) * 4 + 63) / 64 * 64;
 }
+constexpr int64_t padded_tile_bytes(int64_t head_dim) { return 2 * kTileTokens * (head_dim + 1) * 4; }
 constexpr int64_t kernel_scratch_bytes(int64_t num_q_heads, int64_t head_dim) {
-    return prepared_query_bytes(num_q_heads, head_dim) + 2 * kTileTokens * (head_dim + 1) * 4;
+    return prepared_query_bytes(num_q_heads, head_dim) + 2 * padded_tile_bytes(head_dim);
 }
 
 // Compiled targets that this CPU can run, best first. The portable one is always there, and last.

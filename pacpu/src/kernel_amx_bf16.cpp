@@ -3,6 +3,6 @@
 
 namespace pacpu {
 
-void attend_bf16_amx(const Span& span) { attend_span<AmxBf16Kernel>(span); }
+void attend_bf16_amx(const Span& span) { attend_span_by_pairs<AmxBf16Kernel>(span); }
 
 }  // namespace pacpu

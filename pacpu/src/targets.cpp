@@ -1,9 +1,12 @@
 // The table of compiled targets, and which of them this CPU can run.
+#include <algorithm>
+#include <iterator>
 #include <stdexcept>
 
 #include "kernel.h"
 #include "kernel_cpp.h"
 #include "kernel_ispc.h"
+#include "kernel_read.h"
 #include "kernel_x86.h"
 
 #ifdef PACPU_WITH_AVX512_BF16
@@ -56,9 +59,9 @@ const Target& kAvx512Base = kPortableTarget;
 
 #ifdef PACPU_WITH_AMX_BF16
 // Where there is AMX, a bf16 dot product takes as long as the two multiplications it replaces, and a matrix tile with
-// few rows leaves most of the unit idle: plain arithmetic was faster up to four heads.
+// one or two rows leaves most of the unit idle.
 void attend_bf16_by_group(const Span& span) {
-    constexpr int64_t kMinAmxGroup = 8;
+    constexpr int64_t kMinAmxGroup = 3;
     if (span.group >= kMinAmxGroup && span.group <= kMaxAmxGroup) return attend_bf16_amx(span);
 #ifdef PACPU_WITH_ISPC
     kIspcAvx512Target.attend[static_cast<int>(Element::kBFloat16)](span);
@@ -100,6 +103,17 @@ std::vector<const Target*> runnable_targets() {
     return runnable;
 }
 
+// All but attention as the best target does it.
+static const Target& read_runs_target() {
+    static const Target target = [] {
+        Target reading = *runnable_targets().front();
+        reading.name = kReadRuns;
+        std::fill(std::begin(reading.attend), std::end(reading.attend), best_read_kernel());
+        return reading;
+    }();
+    return target;
+}
+
 std::vector<std::string> compiled_target_names() {
     std::vector<std::string> names;
     for (const Target* target : compiled_targets()) names.emplace_back(target->name);
@@ -109,6 +123,7 @@ std::vector<std::string> compiled_target_names() {
 const Target& find_target(const std::string& name) {
     const std::vector<const Target*> runnable = runnable_targets();
     if (name == "auto") return *runnable.front();
+    if (name == kReadRuns) return read_runs_target();
     std::string expected = "auto";
     for (const Target* target : runnable) {
         if (name == target->name) return *target;

@@ -22,14 +22,14 @@ struct WorkPartition {
     int64_t num_slots = 0;  // in use
 };
 
-// Tokens of a chunk: fewer make more merging, more leave threads idle at the end.
+// The least of a chunk.
 constexpr int64_t kChunkTokens = 256;
 
 // Tiles of a row of that many tokens: the last tile of every block may be short.
 int64_t row_tiles(const KvLayout& layout, int64_t num_tokens);
 
-// Chunks grow beyond kChunkTokens until their partial results fit max_slots, 1 or more. Rows of no tokens get items of
-// no tiles.
+// Chunks are as long as leaves every thread several items, and longer where their partial results would not fit
+// max_slots, 1 or more. Rows of no tokens get items of no tiles.
 void partition_work(const KvLayout& layout, int64_t num_kv_heads, int64_t num_threads, int64_t max_slots,
                     const std::vector<int64_t>& context_lens, WorkPartition* partition);
 

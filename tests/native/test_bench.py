@@ -12,6 +12,8 @@ from neobench import pacpu
 from neobench.pacpu import _native, bench, bench_kernels, machine
 from neobench.pacpu.bench import HEADS, PEER, Bench, Point
 from neobench.pacpu.bench_kernels import (
+    IN_CACHE,
+    READ_RUNS,
     ReadSample,
     ReadStream,
     Rotation,
@@ -88,6 +90,52 @@ def test_attended_bytes_are_those_of_k_and_v_with_the_scales_of_int8():
     assert Point("gqa4", "bfloat16", 1, 3, 40).attended_bytes == tokens * 2 * 128 * 2
     assert Point("gqa8", "int8", 1, 3, 40).attended_bytes == tokens * 2 * (128 + 4)
     assert Point("gqa4", "bfloat16", 1, 3, 40).layer_bytes == 3 * 48 * 8 * 2 * 128 * 2
+
+
+def test_reading_the_runs_reads_every_byte_that_attention_would(pools):
+    layout = pacpu.KvLayout(dtype="float16", head_dim=64, block_size=32)
+    kv = np.random.default_rng(0).integers(0, 256, (1, 5, 1, layout.piece_bytes), dtype=np.uint8)
+    query, lens = np.ones((2, 1, 64), dtype=np.float32), np.array([32, 17], dtype=np.int32)
+    tables = np.array([[3], [1]], dtype=np.int32)
+    size = pacpu.workspace_bytes(max_rows=2, num_q_heads=1, head_dim=64, max_context=32, num_threads=1)
+    output = np.empty_like(query)
+    plan = pacpu.DecodePlan(
+        pools[1],
+        kv=kv,
+        kv_dtype="float16",
+        block_size=32,
+        query=query,
+        new_key=None,
+        new_value=None,
+        output=output,
+        block_tables=tables,
+        context_lens=lens,
+        scale=1.0,
+        workspace=np.empty(size, dtype=np.uint8),
+        target=READ_RUNS,
+    )
+    plan.begin(2)
+    plan.run(0)
+    for row, block in enumerate(tables[:, 0]):
+        assert output[row, 0, 0] == int(kv[0, block, 0].view(np.uint64).sum()) % 4096
+
+
+def test_the_limits_of_a_point_are_measured_beside_it(pools):
+    memory = np.empty(8 * 2**20, dtype=np.uint8)
+    fill(memory, "int8")
+    reading = attention_kernel(Point("gqa4", "int8", 1, 2, 100, READ_RUNS), memory, pools[1])
+    cached = attention_kernel(Point("gqa4", "int8", 1, 2, 100, IN_CACHE), memory, pools[1])
+    assert (reading.name, cached.name) == (READ_RUNS, f"{pacpu.targets()[0]} {IN_CACHE}")
+    assert (reading.num_layers > 1, cached.num_layers) == (True, 1)
+    reading.call(1)
+    before = memory.copy()
+    cached.call(0)
+    # Of all blocks only two got new tokens.
+    piece_bytes = layout_of("int8").piece_bytes
+    layers = memory.nbytes // (14 * 8 * piece_bytes)
+    size = 14 * layers * 8 * piece_bytes
+    changed = (memory != before)[:size].reshape(14, -1).any(axis=1)
+    assert 1 <= changed.sum() <= 2
 
 
 def test_the_peer_attends_to_as_many_bytes_on_its_cpus_and_leaves_no_trace():

@@ -89,6 +89,11 @@ def _dtypes(value: str) -> tuple[str, ...]:
     show_default=True,
     help="auto, the best one, or targets of pacpu to compare.",
 )
+@click.option(
+    "--limits",
+    is_flag=True,
+    help="Also what binds: reading the same memory in the same order (read_runs), attention from cache (in_cache).",
+)
 @click.option("--no-peer", is_flag=True, help="Without torch's scaled_dot_product_attention.")
 @click.option(
     "--memory",
@@ -122,6 +127,7 @@ def bench_cpu(as_json: bool, dry_run: bool, output: Path | None, **options: Any)
     \b
     neobench bench-cpu                                           # the whole matrix: minutes
     neobench bench-cpu --shape gqa4 --dtype bf16 --threads 8 --batch 16 --context 1024     # seconds
+    neobench bench-cpu --shape gqa8 --dtype bf16 --limits --no-peer                        # what binds
     neobench bench-cpu --kernel auto,cpp --no-peer --json > rows.json
     """
     from neobench.cli.bench_session import BenchSession

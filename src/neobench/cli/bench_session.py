@@ -18,7 +18,7 @@ import msgspec
 from neobench.harness.runner import RunContext
 from neobench.pacpu import NativeModuleError, targets
 from neobench.pacpu.bench import LEAST_POINT_S, PEER_DTYPES, Bench, Point, memory_bytes_for
-from neobench.pacpu.bench_kernels import PEER
+from neobench.pacpu.bench_kernels import LIMITS, PEER
 from neobench.pacpu.machine import l3_bytes
 from neobench.pacpu.topology import usable_cpus
 from neobench.results.store import encode_pretty
@@ -54,6 +54,7 @@ class BenchSession:
         batches: Sequence[int],
         contexts: Sequence[int],
         kernels: Sequence[str],
+        limits: bool,
         no_peer: bool,
         memory_bytes: int | None,
     ) -> BenchSession:
@@ -63,7 +64,7 @@ class BenchSession:
         if max(threads) > num_cpus:
             raise click.UsageError(f"--threads {max(threads)}: this process may use {num_cpus} CPUs")
         _check_kernels(kernels)
-        chosen = [*kernels] if no_peer else [*kernels, PEER]
+        chosen = [*kernels, *(LIMITS if limits else ()), *(() if no_peer else (PEER,))]
         points = [
             Point(shape, dtype, count, batch, context, kernel)
             for dtype, count, shape, batch, context, kernel in itertools.product(

@@ -83,6 +83,11 @@ def test_options_choose_a_part() -> None:
     assert [point["kernel"] for point in kernels] == ["auto", "cpp"]
 
 
+def test_limits_join_every_point() -> None:
+    points = plan("--shape", "gqa4", "--dtype", "bf16", "--limits", *SMALL)
+    assert [point["kernel"] for point in points] == ["auto", "read_runs", "in_cache", "torch_sdpa"]
+
+
 def test_points_that_do_not_fit_are_left_out_with_a_note() -> None:
     result = invoke("--dry-run", "--threads", "1", "--no-peer", "--shape", "mha", "--dtype", "bf16", "--memory", "1GiB")
     assert result.exit_code == 0

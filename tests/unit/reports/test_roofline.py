@@ -159,3 +159,16 @@ def test_the_table_fits_a_terminal_and_marks_what_was_busy() -> None:
     markdown = bandwidth_markdown(disturbed).splitlines()
     assert markdown[2] == "| mha | bfloat16 | 1 | 1 | 4096 | avx512_bf16 | 8 | 10 | 80 (79–81)† | 1,234,567 |"
     assert markdown[-1] == f"† The machine was BUSY, e.g. {BUSY}."
+
+
+def test_limits_stand_in_the_table_and_not_in_the_figure() -> None:
+    one = document(threads=(1,), dtypes=("bfloat16",))
+    plain_top = roofline(one).axes[0].get_ylim()[1]
+    one["rows"] += [
+        row("read_runs", "mha", "bfloat16", 1, 16, 97),
+        row("amx_bf16 in_cache", "mha", "bfloat16", 1, 16, 400),
+    ]
+    figure = roofline(one)
+    assert figure.axes[0].get_ylim()[1] == plain_top
+    assert "in_cache" in bandwidth_markdown(one)
+    assert "in_cache" not in "".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
