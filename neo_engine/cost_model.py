@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neobench.neo_engine.batch import Mode, StageTimes, SubBatch
+from neobench.neo_engine.batch import Mode, Prefill, StageTimes, SubBatch
 
 PROFILE_SCHEMA = "neobench/profile/v1"
 
@@ -201,12 +201,20 @@ class CostModel:
         return BatchLoad(
             rows=batch.num_rows,
             requests=batch.num_requests,
-            prefill_attention_ns=sum(self.tables.prefill_attention(prefill.num_tokens) for prefill in batch.prefills),
+            prefill_attention_ns=sum(map(self.prefill_attention_per_layer, batch.prefills)),
             device_rows=len(batch.device_decodes),
             device_context=sum(row.context_tokens for row in batch.device_decodes),
             host_rows=len(batch.host_decodes),
             host_context=sum(row.context_tokens for row in batch.host_decodes),
         )
+
+    def prefill_attention_per_layer(self, prefill: Prefill) -> float:
+        """Of a chunk: what the prompt takes to its end less what it takes to the chunk's start, by the curve of whole
+        prompts, for the causal area of the chunk is the difference of two triangles. Never less than a first chunk of
+        its length, whose area is smaller: that keeps the cost of a launch, which the difference loses.
+        """
+        curve = self.tables.prefill_attention
+        return max(curve(prefill.num_tokens), curve(prefill.end_tokens) - curve(prefill.start_tokens))
 
     def linear_per_layer(self, load: BatchLoad) -> float:
         return self.tables.linear(load.rows)

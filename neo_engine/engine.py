@@ -62,8 +62,8 @@ class EngineStats:
             self.cpu_decode_tokens += len(batch.host_decodes)
             for prefill in batch.prefills:
                 self.prefill_tokens += prefill.num_tokens
-                self.prefills_to_device += prefill.tier is Tier.DEVICE
-                self.prefills_to_host += prefill.tier is Tier.HOST
+                self.prefills_to_device += prefill.ends_prompt and prefill.tier is Tier.DEVICE
+                self.prefills_to_host += prefill.ends_prompt and prefill.tier is Tier.HOST
         self.swaps_out += len(plan.swap_out)
         self.swaps_in += len(plan.swap_in)
         self.preemptions += len(plan.preempt)
@@ -138,10 +138,15 @@ class NeoEngine:
         tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
         self._stats.count_plan(plan)
         self._stats.count_times(plan.predicted, measured)
+        for batch in plan.sub_batches:
+            for prefill in batch.prefills:
+                self._ran(self._requests[prefill.request_id], prefill.end_tokens)
+            for row in (*batch.device_decodes, *batch.host_decodes):
+                self._ran(self._requests[row.request_id], row.context_tokens)
         return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
 
     def _queues(self) -> QueuesView:
-        waiting, on_device, on_host = [], [], []
+        queues: dict[str, list[RequestView]] = {field.name: [] for field in fields(QueuesView)}
         # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
         for request in self._requests.values():
             view = RequestView(
@@ -149,25 +154,28 @@ class NeoEngine:
                 num_tokens=request.num_tokens,
                 num_blocks=self._tables.num_blocks(request.request_id),
                 idle_steps=self._stats.steps - request.last_progress_step,
+                num_computed_tokens=request.num_computed_tokens,
             )
-            if request.request_id not in self._tables:
-                waiting.append(view)
-            elif self._tables[request.request_id].tier is Tier.DEVICE:
-                on_device.append(view)
-            else:
-                on_host.append(view)
-        return QueuesView(waiting, on_device, on_host)
+            queues[self._queue_of(request)].append(view)
+        return QueuesView(**queues)
+
+    def _queue_of(self, request: Request) -> str:
+        if request.request_id not in self._tables:
+            return "waiting"
+        place = f"on_{self._tables[request.request_id].tier.value}"
+        return place if request.num_computed_tokens == request.num_tokens - 1 else f"prefilling_{place}"
 
     def _apply(self, plan: StepPlan) -> list[BlockMove]:
         """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""
         for request_id in plan.preempt:
             self._tables.release(request_id)
+            self._requests[request_id].num_computed_tokens = 0
         moves = [self._tables.move(request_id, Tier.HOST) for request_id in plan.swap_out]
         moves += [self._tables.move(request_id, Tier.DEVICE) for request_id in plan.swap_in]
         self._stats.swapped_blocks += sum(len(move.source_blocks) for move in moves)
         for batch in plan.sub_batches:
             for prefill in batch.prefills:
-                self._tables.ensure(prefill.request_id, prefill.tier, prefill.num_tokens)
+                self._tables.ensure(prefill.request_id, prefill.tier, prefill.end_tokens)
             for row in batch.device_decodes:
                 self._tables.ensure(row.request_id, Tier.DEVICE, row.context_tokens)
             for row in batch.host_decodes:
@@ -177,9 +185,12 @@ class NeoEngine:
     def _sample_row(self, request: Request) -> SampleRow:
         return SampleRow(params=request.params, seed=request.seed, position=len(request.output_token_ids))
 
+    def _ran(self, request: Request, num_computed_tokens: int) -> None:
+        request.num_computed_tokens = num_computed_tokens
+        request.last_progress_step = self._stats.steps
+
     def _advance(self, request: Request, token: int) -> TokenOutput:
         request.output_token_ids.append(token)
-        request.last_progress_step = self._stats.steps
         reason = self._finish_reason(request, token)
         if reason is not None:
             self._forget(request.request_id)

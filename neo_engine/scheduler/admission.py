@@ -10,8 +10,8 @@ from neobench.neo_engine.request import Tier
 
 
 def growth_blocks(request: RequestView, kv: KvView) -> int:
-    """Blocks that the next decode of a request needs on top of those it holds."""
-    return kv.blocks_for(request.num_tokens) - request.num_blocks
+    """Blocks that a running request needs on top of those it holds to come one token further."""
+    return kv.blocks_for(request.num_computed_tokens + 1) - request.num_blocks
 
 
 def admission_blocks(request: RequestView, kv: KvView) -> int:
@@ -23,10 +23,23 @@ def decode_rows(requests: Sequence[RequestView]) -> tuple[DecodeRow, ...]:
     return tuple(DecodeRow(request.request_id, request.num_tokens) for request in requests)
 
 
+def by_arrival(*queues: Sequence[RequestView]) -> list[RequestView]:
+    """Several queues as one; ids rise with arrival."""
+    return sorted((request for queue in queues for request in queue), key=lambda request: request.request_id)
+
+
+def chunk_of(request: RequestView, tier: Tier, num_tokens: int, kv: KvView, *, free_blocks: int) -> Prefill:
+    """The request's next chunk: what is left of its prompt, `num_tokens` at most, in its own and the free blocks."""
+    computed = request.num_computed_tokens
+    room = (request.num_blocks + free_blocks) * kv.block_size - computed
+    size = min(num_tokens, request.num_tokens - computed, room)
+    return Prefill(request.request_id, size, tier, computed, request.num_tokens - computed - size)
+
+
 def split_at_capacity(
     running: Sequence[RequestView], kv: KvView, free_blocks: int
 ) -> tuple[list[RequestView], list[RequestView], int]:
-    """Keep the oldest requests whose next decode fits; the newest leave until it does.
+    """Keep the oldest requests whose next token fits; the newest leave until it does.
 
     Returns those kept, those leaving (newest first) and the blocks free after the kept ones have grown.
     """
@@ -74,4 +87,4 @@ def admit_to_device(
 
 
 def non_empty(*batches: SubBatch) -> tuple[SubBatch, ...]:
-    return tuple(batch for batch in batches if batch.num_requests)
+    return tuple(batch for batch in batches if batch.num_rows)

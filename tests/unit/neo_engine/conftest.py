@@ -44,8 +44,9 @@ def card_tables(host_ns_per_token: float = 40.0) -> CostTables:
 class CountingExecutor:
     """Checks every step's inputs and returns token 1 for each request, in no time."""
 
-    def __init__(self, max_batch_rows: int) -> None:
-        self._max_batch_rows = max_batch_rows
+    def __init__(self, config: EngineConfig) -> None:
+        self._max_batch_rows = config.max_batch_rows
+        self._block_size = config.block_size
 
     def execute(
         self,
@@ -63,6 +64,8 @@ class CountingExecutor:
                 for table in decodes.tables:
                     used += [(name, block) for block in table]
             for prefill in batch.prefills:
+                block_size = self._block_size
+                assert len(prefill.blocks) == -(-(prefill.start_tokens + prefill.num_tokens) // block_size)
                 used += [(prefill.tier.value, block) for block in prefill.blocks]
         assert len(set(used)) == len(used), "two requests share a block"
         for move in moves:
@@ -90,8 +93,6 @@ def make_engine() -> Callable[..., NeoEngine]:
         config = EngineConfig(policy=policy, **settings)
         block_bytes = config.block_bytes(config.host_layout)
         config = EngineConfig(policy=policy, host_memory_bytes=host_blocks * block_bytes, **settings)
-        return NeoEngine(
-            config, CountingExecutor(config.max_batch_rows), CostModel(card_tables(host_ns_per_token), NUM_LAYERS)
-        )
+        return NeoEngine(config, CountingExecutor(config), CostModel(card_tables(host_ns_per_token), NUM_LAYERS))
 
     return make

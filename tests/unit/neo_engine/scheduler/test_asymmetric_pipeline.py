@@ -20,7 +20,7 @@ BLOCK = 16
 def view(request_id: int, num_tokens: int, *, running: bool = True, idle_steps: int = 1) -> RequestView:
     """A request as the engine shows it; a running one holds the blocks of all but its newest token."""
     blocks = -(-(num_tokens - 1) // BLOCK) if running else 0
-    return RequestView(request_id, num_tokens, blocks, idle_steps)
+    return RequestView(request_id, num_tokens, blocks, idle_steps, num_tokens - 1 if running else 0)
 
 
 def kv_view(queues: QueuesView, *, device_total: int, host_total: int) -> KvView:
