@@ -278,7 +278,7 @@ class EngineConfig:
     def max_request_tokens(self) -> int:
         """Longest prompt plus output that one request may have: bounded by the model and by the larger KV tier."""
         tier_tokens = max(self.device_blocks, self.host_blocks) * self.block_size
-        if self.policy == "gpu_only":
+        if self.policy in ("gpu_only", "chunked_prefill"):
             tier_tokens = self.device_blocks * self.block_size
         return min(self.max_model_tokens or self.shape.max_position, tier_tokens)
 

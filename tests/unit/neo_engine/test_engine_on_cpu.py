@@ -80,18 +80,27 @@ def roomy(card: CostTables) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("policy", "device_blocks", "host_blocks", "expected"),
+    ("policy", "max_batch_tokens", "device_blocks", "host_blocks", "expected"),
     [
-        ("gpu_only", 20, 0, ["preemptions"]),
-        ("asymmetric_pipeline", 20, 400, ["cpu_decode_tokens", "iterations_asymmetric", "swaps_out", "swaps_in"]),
-        ("asymmetric_pipeline", 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
-        ("asymmetric_pipeline", 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
+        ("gpu_only", 2048, 20, 0, ["preemptions"]),
+        ("chunked_prefill", 23, 20, 0, ["preemptions"]),
+        ("chunked_prefill", 61, 300, 0, ["gpu_decode_tokens"]),
+        ("asymmetric_pipeline", 2048, 20, 400, ["cpu_decode_tokens", "iterations_asymmetric", "swaps_out", "swaps_in"]),
+        ("asymmetric_pipeline", 2048, 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 2048, 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
     ],
 )
 def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
-    card: CostTables, roomy: list[list[int]], policy: str, device_blocks: int, host_blocks: int, expected: list[str]
+    card: CostTables,
+    roomy: list[list[int]],
+    policy: str,
+    max_batch_tokens: int,
+    device_blocks: int,
+    host_blocks: int,
+    expected: list[str],
 ) -> None:
     config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+    config = replace(config, max_batch_tokens=max_batch_tokens)
     config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
     tokens, stats = run_engine(config, card, mixed_requests(50))
     assert tokens == roomy

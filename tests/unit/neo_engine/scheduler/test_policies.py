@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.request import FinishReason, RequestRejectedError, SamplingParams
+from neobench.neo_engine.scheduler.policy import POLICIES
 
 EngineFactory = Callable[..., NeoEngine]
 lengths = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=25)
@@ -35,7 +36,7 @@ def run_to_the_end(engine: NeoEngine, workload: list[tuple[int, int]], *, arriva
     return tokens
 
 
-@pytest.mark.parametrize("policy", ["gpu_only", "asymmetric_pipeline"])
+@pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=100, deadline=None)
 @given(
     workload=lengths,
