@@ -235,6 +235,8 @@ class EngineConfig:
     host_threads: int | None = None
     pacpu_target: str = "auto"
     profile_path: Path | None = None
+    correct_costs: bool = True
+    """Whether measured iterations correct the cost tables; without it a plan depends on nothing but its tables."""
     shape: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
