@@ -41,6 +41,11 @@ class Prefill:
         return self.start_tokens + self.num_tokens
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of all its chunks."""
+        return self.end_tokens + self.remaining_tokens
+
+    @property
     def ends_prompt(self) -> bool:
         return self.remaining_tokens == 0
 
@@ -138,7 +143,7 @@ class QueuesView:
     """All unfinished requests by state, each sequence in order of arrival.
 
     `on_device` and `on_host` decode next, `prefilling_*` need another chunk. A prompt of which only the last token is
-    left decodes: that is the same work.
+    left decodes: that is the same work. `last_mode` is the previous iteration's, for policies that are loath to switch.
     """
 
     waiting: Sequence[RequestView] = ()
@@ -146,6 +151,7 @@ class QueuesView:
     on_host: Sequence[RequestView] = ()
     prefilling_on_device: Sequence[RequestView] = ()
     prefilling_on_host: Sequence[RequestView] = ()
+    last_mode: Mode = Mode.IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +170,10 @@ class KvView:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Upper bounds of one iteration. A prompt longer than `max_batch_tokens` still runs, in an iteration of its own."""
+    """Upper bounds of one iteration: rows of the linear layers, decodes of each tier and sub-batch.
+
+    Where a policy does not cut prompts, one longer than `max_batch_tokens` still runs, the only one of its iteration.
+    """
 
     max_batch_tokens: int
     max_batch_rows: int

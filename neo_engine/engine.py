@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, fields
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
-from neobench.neo_engine.batch import BatchLimits, QueuesView, RequestView, StepPlan
+from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StepPlan
 from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.correction import PredictionErrors
 from neobench.neo_engine.cost_model import CostModel
@@ -37,6 +38,7 @@ class NeoEngine:
         self._stats = EngineStats()
         self._errors = PredictionErrors()
         self._next_request_id = 0
+        self._last_mode = Mode.IDLE
         self._request_seeds = np.random.default_rng(config.seed)
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
@@ -73,6 +75,7 @@ class NeoEngine:
         if plan.is_empty:
             raise RuntimeError(f"{self.config.policy} made an empty plan with {len(self._requests)} requests waiting")
         self._stats.steps += 1
+        self._last_mode = plan.mode
         moves = self._apply(plan)
         inputs = [fill_in(batch, self._requests, self._tables) for batch in plan.sub_batches]
         ids = [request_id for batch in plan.sub_batches for request_id in request_ids(batch)]
@@ -92,7 +95,7 @@ class NeoEngine:
         return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
 
     def _queues(self) -> QueuesView:
-        queues: dict[str, list[RequestView]] = {field.name: [] for field in fields(QueuesView)}
+        queues: defaultdict[str, list[RequestView]] = defaultdict(list)
         # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
         for request in self._requests.values():
             view = RequestView(
@@ -103,7 +106,7 @@ class NeoEngine:
                 num_computed_tokens=request.num_computed_tokens,
             )
             queues[self._queue_of(request)].append(view)
-        return QueuesView(**queues)
+        return QueuesView(**queues, last_mode=self._last_mode)
 
     def _queue_of(self, request: Request) -> str:
         if request.request_id not in self._tables:

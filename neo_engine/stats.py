@@ -17,6 +17,7 @@ class EngineStats:
     iterations_serial: int = 0
     iterations_asymmetric: int = 0
     prefill_tokens: int = 0
+    prefill_chunks: int = 0
     prefills_to_device: int = 0
     prefills_to_host: int = 0
     gpu_decode_tokens: int = 0
@@ -52,6 +53,7 @@ class EngineStats:
             self.cpu_decode_tokens += len(batch.host_decodes)
             for prefill in batch.prefills:
                 self.prefill_tokens += prefill.num_tokens
+                self.prefill_chunks += 1
                 self.prefills_to_device += prefill.ends_prompt and prefill.tier is Tier.DEVICE
                 self.prefills_to_host += prefill.ends_prompt and prefill.tier is Tier.HOST
         self.swaps_out += len(plan.swap_out)
