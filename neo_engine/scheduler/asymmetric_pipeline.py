@@ -270,14 +270,14 @@ class AsymmetricPipeline:
 
     def _host_needs(self, last: Prefill, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> bool:
         """Whether the host would have less to do than can be hidden without `last`, and offloading pays with it."""
-        device = draft.device_part
-        decodes = len(device.device_decodes) + len(device.prefills)
-        context = sum(row.context_tokens for row in device.device_decodes)
-        context += sum(prefill.prompt_tokens for prefill in device.prefills)
+        contexts = {
+            Tier.DEVICE: [row.context_tokens for row in draft.device_part.device_decodes],
+            Tier.HOST: [request.num_tokens for request in on_host],
+        }
+        for prefill in draft.prefills:
+            contexts[prefill.tier].append(prefill.prompt_tokens)
+        (decodes, context), (rows, host_context) = ((len(tokens), sum(tokens)) for tokens in contexts.values())
         device_load = BatchLoad(rows=decodes, requests=decodes, device_rows=decodes, device_context=context)
-        rows = len(on_host) + len(draft.host_bound)
-        host_context = sum(request.num_tokens for request in on_host)
-        host_context += sum(prefill.prompt_tokens for prefill in draft.host_bound)
 
         linear = costs.linear_per_layer(BatchLoad(rows=max(1, decodes)))
         hideable = 2 * linear + costs.device_attention_per_layer(device_load)

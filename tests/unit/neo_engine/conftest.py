@@ -134,12 +134,13 @@ class CheckedPolicy:
     """A policy under `check_plan`."""
 
     def __init__(self, policy: Policy, limits: BatchLimits, *, cuts_prompts: bool) -> None:
+        self.last_plan = StepPlan(Mode.IDLE)
         self._policy = policy
         self._limits = limits
         self._cuts_prompts = cuts_prompts
 
     def next_step(self, queues: QueuesView, kv: KvView, costs: CostModel) -> StepPlan:
-        plan = self._policy.next_step(queues, kv, costs)
+        plan = self.last_plan = self._policy.next_step(queues, kv, costs)
         assert plan == self._policy.next_step(queues, kv, costs), "pure and deterministic"
         check_plan(plan, queues, kv, self._limits, cuts_prompts=self._cuts_prompts)
         return plan

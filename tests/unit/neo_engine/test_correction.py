@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from neobench.neo_engine.batch import DecodeRow, Mode, Prefill, StageTimes, SubBatch
 from neobench.neo_engine.correction import Correction, PredictionErrors
 from neobench.neo_engine.cost_model import CostModel
-from neobench.neo_engine.request import Tier
+from neobench.neo_engine.request import SamplingParams, Tier
 
 factors = st.floats(0.3, 3.5)
 Plan = tuple[Mode, tuple[SubBatch, ...], int]
@@ -79,6 +80,35 @@ def test_a_kind_that_did_not_run_keeps_its_factor() -> None:
     assert learnt.linear > 1.1
     assert learnt.fixed > 1.4
     assert known.after(StageTimes(), StageTimes()) == known
+
+
+@pytest.mark.parametrize(("corrects", "error", "factor"), [(True, 0.0, 2.0), (False, 0.5, 1.0)])
+def test_an_engine_on_a_machine_half_as_fast_learns_it(
+    make_engine, costs: CostModel, monkeypatch: pytest.MonkeyPatch, corrects: bool, error: float, factor: float
+) -> None:
+    engine = make_engine("chunked_prefill", device_blocks=100, max_batch_tokens=64, correct_costs=corrects)
+    execute = engine._executor.execute
+    real = dataclasses.replace(costs, correction=Correction(2.0, 2.0, 2.0, 2.0))
+
+    def measure(*step: Any) -> tuple[list[int], StageTimes]:
+        plan = engine._policy.last_plan
+        return execute(*step)[0], real.predict_plan(plan.mode, plan.sub_batches)
+
+    monkeypatch.setattr(engine._executor, "execute", measure)
+    for length in (10, 300, 77):
+        engine.add_request([1] * length, SamplingParams(max_tokens=200, ignore_eos=True))
+    while engine.has_work:
+        engine.step()
+    stats = engine.stats()
+    assert stats["prediction_error_median"] == pytest.approx(error, abs=1e-3)
+    if corrects:
+        assert 0.01 < stats["prediction_error_p95"] < 0.35, "the first iterations count as they were predicted"
+    else:
+        assert stats["prediction_error_p95"] == pytest.approx(0.5)
+    for kind in ("linear", "device_attention", "fixed"):
+        assert stats[f"correction_{kind}"] == pytest.approx(factor, rel=1e-3)
+    assert stats["correction_host_attention"] == 1.0
+    assert stats["iteration_error_ns"] <= stats["measured_iteration_ns"] - stats["predicted_iteration_ns"] + 10
 
 
 def test_errors_are_ranked_over_the_last_iterations() -> None:

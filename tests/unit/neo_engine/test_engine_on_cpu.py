@@ -161,13 +161,14 @@ class Scripted:
         return next(self._plans)
 
 
-def test_int8_kv_on_the_host_keeps_most_tokens(card: CostTables, roomy: list[list[int]]) -> None:
+@pytest.mark.parametrize("max_batch_tokens", [2048, 37])
+def test_int8_kv_on_the_host_keeps_most_tokens(card: CostTables, roomy: list[list[int]], max_batch_tokens: int) -> None:
     """Requests move both ways through the conversion; an error in it would change nearly every token after a move.
 
     Of a random model the best two tokens are often close, and one changed token changes all that follow.
     """
     config = EngineConfig(policy="asymmetric_pipeline", device_blocks=20, device_threads=1, host_threads=1)
-    config = replace(config, host_kv_dtype="int8")
+    config = replace(config, host_kv_dtype="int8", max_batch_tokens=max_batch_tokens)
     config = replace(config, host_memory_bytes=400 * config.block_bytes(config.host_layout))
     assert config.block_bytes(config.host_layout) < 0.3 * config.block_bytes(config.device_layout)
     tokens, stats = run_engine(config, card, mixed_requests(50))
@@ -183,8 +184,9 @@ def test_seeded_sampling_does_not_depend_on_policy_or_tier_sizes(card: CostTable
         for index, (prompt, params) in enumerate(mixed_requests(12, seed=1))
     ]
     outputs = []
-    for policy, device_blocks in (("gpu_only", 500), ("gpu_only", 20), ("asymmetric_pipeline", 12)):
+    for policy, device_blocks in (("gpu_only", 500), ("chunked_prefill", 20), ("asymmetric_pipeline", 12)):
         config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+        config = replace(config, max_batch_tokens=50)
         outputs.append(run_engine(config, card, requests)[0])
     assert outputs[0] == outputs[1] == outputs[2]
 

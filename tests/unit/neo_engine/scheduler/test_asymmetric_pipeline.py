@@ -108,7 +108,12 @@ def test_a_plan_keeps_what_every_plan_must(
     costs: CostModel, check_plan: Callable[..., None], situation: tuple[QueuesView, KvView]
 ) -> None:
     queues, kv = situation
-    check_plan(AsymmetricPipeline(LIMITS).next_step(queues, kv, costs), queues, kv, LIMITS, cuts_prompts=True)
+    plan = AsymmetricPipeline(LIMITS).next_step(queues, kv, costs)
+    check_plan(plan, queues, kv, LIMITS, cuts_prompts=True)
+    staying = {r.request_id for r in queues.prefilling_on_device} - {*plan.swap_out, *plan.preempt}
+    if staying:
+        chunks = [prefill for batch in plan.sub_batches for prefill in batch.prefills]
+        assert chunks[0].request_id == min(staying), "the oldest prompt begun goes on"
 
 
 @settings(max_examples=200, deadline=None)
