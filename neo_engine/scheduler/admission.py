@@ -19,6 +19,11 @@ def admission_blocks(request: RequestView, kv: KvView) -> int:
     return kv.blocks_for(request.num_tokens + 1)
 
 
+def blocks_to_come(begun: Iterable[RequestView], kv: KvView) -> int:
+    """Blocks that prompts begun need for all of their tokens and the first decode, past those for their next token."""
+    return sum(admission_blocks(request, kv) - kv.blocks_for(request.num_computed_tokens + 1) for request in begun)
+
+
 def decode_rows(requests: Iterable[RequestView]) -> tuple[DecodeRow, ...]:
     return tuple(DecodeRow(request.request_id, request.num_tokens) for request in requests)
 

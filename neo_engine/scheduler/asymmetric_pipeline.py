@@ -11,8 +11,9 @@ shorter iteration still hides the host (see `_cut`). docs/decisions/0004 and 000
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from neobench.neo_engine.batch import (
     BatchLimits,
@@ -29,54 +30,21 @@ from neobench.neo_engine.cost_model import BatchLoad, CostModel
 from neobench.neo_engine.request import Tier
 from neobench.neo_engine.scheduler.admission import (
     TokenBudget,
-    admission_blocks,
     admit,
-    by_arrival,
     decode_rows,
-    growth_blocks,
     ids,
-    is_begun,
     next_chunks,
     non_empty,
-    split_at_capacity,
 )
+from neobench.neo_engine.scheduler.residency import Residency, settle
 
 _MAX_IDLE_STEPS = 32
 """A host decode that has waited so long goes next whether or not it is hidden, the longest waiting first. One such
 row a step bounds every wait by this plus the number of host requests, and costs at most its own attention."""
 
-_SWAP_IN_MAX_USE = 0.95
-"""Requests come back to the device only while at least a twentieth of it stays free for growth (as published)."""
-
 _SWITCHING_GAIN = 1.03
 """Another mode than the last iteration's must promise so many times its rate: predictions are no better than a few
 percent, and each switch throws away what the caches of host and device hold."""
-
-
-@dataclass
-class _Residency:
-    """Where every running request's KV is during this iteration, and what has to move for it.
-
-    `*_free` blocks are left once each request has room for a token more; `*_promised` ones of them are what the prompts
-    begun there will need to their ends, so that newcomers leave them alone.
-    """
-
-    on_device: list[RequestView]
-    on_host: list[RequestView]
-    device_free: int
-    host_free: int
-    begun_on_device: list[RequestView] = field(default_factory=list)
-    begun_on_host: list[RequestView] = field(default_factory=list)
-    device_promised: int = 0
-    host_promised: int = 0
-    swap_out: list[RequestView] = field(default_factory=list)
-    swap_in: list[RequestView] = field(default_factory=list)
-    preempt: list[RequestView] = field(default_factory=list)
-    device_is_short: bool = False
-
-    @property
-    def moved_blocks(self) -> int:
-        return sum(request.num_blocks for request in (*self.swap_out, *self.swap_in))
 
 
 @dataclass
@@ -109,10 +77,10 @@ class AsymmetricPipeline:
         self._limits = limits
 
     def next_step(self, queues: QueuesView, kv: KvView, costs: CostModel) -> StepPlan:
-        home = self._settle(queues, kv)
+        home = settle(queues, kv, self._limits)
         draft = self._admit(queues.waiting, kv, home, costs)
         self._place_host_decodes(home.on_host, draft, costs)
-        self._trim_host_bound(home.on_host, draft, kv, costs)
+        self._trim_host_bound(queues, home, draft, kv, costs)
 
         def plan(mode: Mode, batches: tuple[SubBatch, ...]) -> StepPlan:
             moved_blocks = home.moved_blocks + sum(_blocks_read_back(batch, kv) for batch in batches)
@@ -133,49 +101,7 @@ class AsymmetricPipeline:
             preempt=ids(home.preempt),
         )
 
-    def _settle(self, queues: QueuesView, kv: KvView) -> _Residency:
-        """Make every running request fit its tier, its next token included; bring back to the device what fits."""
-        running = by_arrival(queues.on_host, queues.prefilling_on_host)
-        on_host, no_host_room, host_free = split_at_capacity(running, kv, kv.host_free)
-        running = by_arrival(queues.on_device, queues.prefilling_on_device)
-        on_device, leaving, device_free = split_at_capacity(running, kv, kv.device_free)
-        home = _Residency([], [], device_free, host_free, device_is_short=bool(leaving), preempt=no_host_room)
-        for request in leaving:
-            needed = request.num_blocks + growth_blocks(request, kv)
-            if needed <= home.host_free:
-                home.swap_out.append(request)
-                on_host.append(request)
-                home.host_free -= needed
-            else:
-                home.preempt.append(request)
-        for running, decoding, begun in (
-            (on_device, home.on_device, home.begun_on_device),
-            (on_host, home.on_host, home.begun_on_host),
-        ):
-            for request in running:
-                (begun if is_begun(request) else decoding).append(request)
-        home.device_promised = sum(_blocks_to_come(request, kv) for request in home.begun_on_device)
-        home.host_promised = sum(_blocks_to_come(request, kv) for request in home.begun_on_host)
-        if not leaving:
-            self._swap_in(home, kv)
-        return home
-
-    def _swap_in(self, home: _Residency, kv: KvView) -> None:
-        reserve = kv.device_total - int(_SWAP_IN_MAX_USE * kv.device_total)
-        for request in list(home.on_host):
-            needed = kv.blocks_for(request.num_tokens)
-            if needed > kv.device_total - reserve:
-                continue
-            rows = len(home.on_device) + len(home.begun_on_device)
-            if home.device_free - home.device_promised - needed < reserve or rows >= self._limits.max_batch_rows:
-                break
-            home.swap_in.append(request)
-            home.on_host.remove(request)
-            home.on_device.append(request)
-            home.device_free -= needed
-            home.host_free += needed
-
-    def _admit(self, waiting: Sequence[RequestView], kv: KvView, home: _Residency, costs: CostModel) -> _Draft:
+    def _admit(self, waiting: Sequence[RequestView], kv: KvView, home: Residency, costs: CostModel) -> _Draft:
         """Prompts begun go on; new ones to the device while it has room, then to the host, and no other way round."""
         budget = TokenBudget(self._limits.max_batch_tokens - len(home.on_device), chunked=True)
         begun: list[Prefill] = []
@@ -203,7 +129,10 @@ class AsymmetricPipeline:
         return draft
 
     def _place_host_decodes(self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> None:
-        """Add host decodes to the sub-batch with more slack while no condition breaks, or a broken one gets worse."""
+        """Add host decodes to the sub-batch with more slack while no condition breaks, or a broken one gets worse.
+
+        Those that have waited longest go first: where not all are hidden, they take turns.
+        """
         overdue = max(on_host, key=lambda request: request.idle_steps, default=None)
         if overdue is not None and overdue.idle_steps >= _MAX_IDLE_STEPS:
             draft.has_overdue_row = True
@@ -211,7 +140,7 @@ class AsymmetricPipeline:
             draft.host_rows1.append(DecodeRow(overdue.request_id, overdue.num_tokens))
         slack = costs.hides_host_attention(draft.load0, draft.load1)
         shortest_refused = None
-        for request in on_host:
+        for request in sorted(on_host, key=lambda request: -request.idle_steps):
             if draft.has_overdue_row and request is overdue:
                 continue
             if shortest_refused is not None and request.num_tokens >= shortest_refused:
@@ -247,12 +176,15 @@ class AsymmetricPipeline:
         rows.append(DecodeRow(request.request_id, request.num_tokens))
         return new
 
-    def _trim_host_bound(self, on_host: Sequence[RequestView], draft: _Draft, kv: KvView, costs: CostModel) -> None:
+    def _trim_host_bound(
+        self, queues: QueuesView, home: Residency, draft: _Draft, kv: KvView, costs: CostModel
+    ) -> None:
         """Drop host-bound prompts, last first, unless they hide host attention now or will keep the host busy later.
 
         A prompt is compute-bound, so it hides host attention for free: those needed for that stay. Beyond them it is
-        an investment: it stays while the host could hide more decodes than it will have, and only if such decode-only
-        iterations would beat GPU-only ones. The first prompt stays in any case if the device could never hold it.
+        an investment: it stays while the host could hide more decodes than it will have, and only if decode-only
+        iterations would beat GPU-only ones once the host has as many as it can hide, those still waiting included: the
+        first few never do by themselves. The first prompt stays in any case if the device could never hold it.
         """
         while draft.host_bound:
             last = draft.host_bound[-1]
@@ -263,39 +195,47 @@ class AsymmetricPipeline:
             slack = costs.hides_host_attention(draft.load0, draft.load1)
             if not _no_worse(costs.hides_host_attention(shorter, draft.load1), slack):
                 return
-            if self._host_needs(last, on_host, draft, costs):
+            if self._host_needs(last, queues.waiting, home.on_host, draft, costs):
                 return
             draft.host_bound.pop()
             draft.load0 = shorter
 
-    def _host_needs(self, last: Prefill, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> bool:
-        """Whether the host would have less to do than can be hidden without `last`, and offloading pays with it."""
+    def _host_needs(
+        self,
+        last: Prefill,
+        waiting: Sequence[RequestView],
+        on_host: Sequence[RequestView],
+        draft: _Draft,
+        costs: CostModel,
+    ) -> bool:
+        """Whether the host would have less to do than can be hidden without `last`, and offloading pays once it has."""
         contexts = {
             Tier.DEVICE: [row.context_tokens for row in draft.device_part.device_decodes],
             Tier.HOST: [request.num_tokens for request in on_host],
         }
         for prefill in draft.prefills:
             contexts[prefill.tier].append(prefill.prompt_tokens)
-        (decodes, context), (rows, host_context) = ((len(tokens), sum(tokens)) for tokens in contexts.values())
+        decodes, context = len(contexts[Tier.DEVICE]), sum(contexts[Tier.DEVICE])
         device_load = BatchLoad(rows=decodes, requests=decodes, device_rows=decodes, device_context=context)
-
         linear = costs.linear_per_layer(BatchLoad(rows=max(1, decodes)))
         hideable = 2 * linear + costs.device_attention_per_layer(device_load)
-        others = BatchLoad(host_rows=rows - 1, host_context=host_context - last.prompt_tokens)
-        if costs.host_attention_per_layer(others) >= hideable:
+
+        def fills(rows: int) -> bool:
+            host = BatchLoad(host_rows=rows, host_context=totals[rows])
+            return costs.host_attention_per_layer(host) >= hideable
+
+        present = len(contexts[Tier.HOST])
+        admitted = {prefill.request_id for prefill in draft.prefills}
+        to_come = [request.num_tokens for request in waiting if request.request_id not in admitted]
+        totals = list(itertools.accumulate(contexts[Tier.HOST] + to_come, initial=0))
+        totals[present - 1] = totals[present] - last.prompt_tokens
+        if fills(present - 1):
             return False
         if not decodes:
             return True
-        half = rows // 2
-        share = half / rows
-        loads = [
-            replace(device_load, rows=decodes + half, requests=decodes + half),
-            BatchLoad(rows=rows - half, requests=rows - half),
-        ]
-        loads[0] = replace(loads[0], host_rows=half, host_context=round(host_context * share))
-        loads[1] = replace(loads[1], host_rows=rows - half, host_context=round(host_context * (1 - share)))
-        offloading = (decodes + rows) / costs.predict(Mode.ASYMMETRIC, loads).total_ns
-        return offloading > decodes / costs.predict(Mode.GPU_ONLY, [device_load]).total_ns
+        most = min(len(totals) - 1, 2 * self._limits.max_batch_rows)
+        rows = max(present, bisect.bisect_left(range(most), True, lo=min(present, most), key=fills))
+        return _offloading_pays(device_load, rows, totals[rows], costs)
 
     def _cut(self, draft: _Draft, costs: CostModel) -> tuple[Prefill, ...]:
         """The prompts' chunks, cut from their end to the shortest iteration that hides what host attention is placed.
@@ -358,6 +298,18 @@ def progress_rate(plan: StepPlan) -> float:
     return advanced / plan.predicted.total_ns if advanced else 0.0
 
 
+def _offloading_pays(device_load: BatchLoad, rows: int, host_context: int, costs: CostModel) -> bool:
+    """Whether decodes of the device and `rows` of the host, in halves, advance more requests than the device alone."""
+    half = rows // 2
+    halves = []
+    for load, own_rows in ((device_load, half), (BatchLoad(), rows - half)):
+        requests = load.requests + own_rows
+        context = round(host_context * own_rows / rows)
+        halves.append(replace(load, rows=requests, requests=requests, host_rows=own_rows, host_context=context))
+    offloading = (device_load.requests + rows) / costs.predict(Mode.ASYMMETRIC, halves).total_ns
+    return offloading > device_load.requests / costs.predict(Mode.GPU_ONLY, [device_load]).total_ns
+
+
 def _first_tokens(prefills: Sequence[Prefill], num_tokens: int) -> Iterator[Prefill]:
     for prefill in prefills:
         size = min(num_tokens, prefill.num_tokens)
@@ -365,11 +317,6 @@ def _first_tokens(prefills: Sequence[Prefill], num_tokens: int) -> Iterator[Pref
             return
         num_tokens -= size
         yield replace(prefill, num_tokens=size, remaining_tokens=prefill.prompt_tokens - prefill.start_tokens - size)
-
-
-def _blocks_to_come(request: RequestView, kv: KvView) -> int:
-    """Blocks that a prompt begun needs for all of its tokens and the first decode, past those for its next token."""
-    return admission_blocks(request, kv) - kv.blocks_for(request.num_computed_tokens + 1)
 
 
 def _blocks_read_back(batch: SubBatch, kv: KvView) -> int:

@@ -1,16 +1,19 @@
 """vLLM's discipline, without its code: a token budget an iteration, decodes first, prompts cut to what is left of it.
 
 GPU-only like `gpu_only`, but no prompt ever holds up the decodes for longer than one budget: the strongest GPU-only
-baseline. Blocks are taken chunk by chunk, and no room is kept for later ones.
+baseline. Blocks are taken chunk by chunk; a prompt is taken up where all of it fits, as vLLM has done by default since
+it was found to thrash otherwise (its scheduler_reserve_full_isl). No room is kept for the output.
 """
 
 from __future__ import annotations
 
-from neobench.neo_engine.batch import BatchLimits, KvView, Mode, Prefill, QueuesView, StepPlan, SubBatch
+from neobench.neo_engine.batch import BatchLimits, KvView, Mode, QueuesView, StepPlan, SubBatch
 from neobench.neo_engine.cost_model import CostModel
 from neobench.neo_engine.request import Tier
 from neobench.neo_engine.scheduler.admission import (
     TokenBudget,
+    admit,
+    blocks_to_come,
     by_arrival,
     decode_rows,
     ids,
@@ -38,14 +41,12 @@ class ChunkedPrefill:
         begun = [request for request in kept if is_begun(request)]
         decodes = [request for request in kept if not is_begun(request)]
         budget = TokenBudget(self._limits.max_batch_tokens - len(decodes), chunked=True)
-        chunks, free_blocks = next_chunks(begun, Tier.DEVICE, kv, free_blocks=free_blocks, budget=budget)
-        free_rows = min(self._limits.max_batch_rows, self._limits.max_batch_tokens) - len(kept)
-        for request in [] if preempted else queues.waiting[: max(0, free_rows)]:
-            size = min(request.num_tokens, budget.tokens_left)
-            if kv.blocks_for(size) > free_blocks or not budget.take(size):
-                break
-            free_blocks -= kv.blocks_for(size)
-            chunks.append(Prefill(request.request_id, size, Tier.DEVICE, remaining_tokens=request.num_tokens - size))
+        chunks, _ = next_chunks(begun, Tier.DEVICE, kv, free_blocks=free_blocks, budget=budget)
+        if not preempted:
+            free_blocks -= blocks_to_come(begun, kv)
+            free_rows = min(self._limits.max_batch_rows, self._limits.max_batch_tokens) - len(kept)
+            new, _ = admit(queues.waiting, Tier.DEVICE, kv, free_blocks=free_blocks, free_rows=free_rows, budget=budget)
+            chunks += new
         batches = non_empty(SubBatch(prefills=tuple(chunks), device_decodes=decode_rows(decodes)))
         mode = Mode.GPU_ONLY if batches else Mode.IDLE
         predicted = costs.predict_plan(mode, batches)

@@ -197,6 +197,33 @@ def test_many_waiting_prompts_go_to_the_host_once_the_device_is_full(costs: Cost
     assert sum(prefill.num_tokens for prefill in prefills) == LIMITS.max_batch_tokens - 2
 
 
+@pytest.mark.parametrize(("num_waiting", "taken_up"), [(1, 0), (4, 0), (60, 1)])
+def test_one_prompt_an_iteration_goes_to_the_host_if_enough_wait_to_make_it_pay(
+    costs: CostModel, num_waiting: int, taken_up: int
+) -> None:
+    """A few host rows never pay for a second pass over the weights; the many that wait will."""
+    queues = make_queues([370] * num_waiting, [370] * 16, [])
+    limits = BatchLimits(max_batch_tokens=16 + 370, max_batch_rows=256)
+    kv = kv_view(queues, device_total=16 * 24 + 4, host_total=100_000)
+    plan = AsymmetricPipeline(limits).next_step(queues, kv, costs)
+    assert [prefill.tier for prefill in plan.sub_batches[0].prefills] == [Tier.HOST] * taken_up
+
+
+def test_host_rows_that_cannot_all_be_hidden_take_turns(costs: CostModel) -> None:
+    policy = AsymmetricPipeline(LIMITS)
+    on_device = tuple(view(i, 300) for i in range(10))
+    idle = {1000 + i: 1 for i in range(60)}
+    longest = 0
+    for _ in range(50):
+        queues = QueuesView((), on_device, [view(i, 1000, idle_steps=steps) for i, steps in idle.items()])
+        plan = policy.next_step(queues, kv_view(queues, device_total=10 * 19, host_total=10**6), costs)
+        ran = {row.request_id for batch in plan.sub_batches for row in batch.host_decodes}
+        assert 10 < len(ran) < 60
+        idle = {i: 1 if i in ran else steps + 1 for i, steps in idle.items()}
+        longest = max(longest, *idle.values())
+    assert longest <= 1 + 60 // 10
+
+
 def test_prompts_for_the_host_are_trimmed_while_it_has_all_it_can_hide(costs: CostModel) -> None:
     busy_host = [2000] * 14
     plan = plan_for(make_queues([370] * 5, [370, 370], busy_host), costs, device_total=54)

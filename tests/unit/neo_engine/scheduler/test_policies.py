@@ -87,19 +87,20 @@ def test_chunks_hold_up_decodes_for_one_budget_at_most(make_engine: EngineFactor
     assert engine.stats()["prefill_chunks"] == 1 + -(-600 // 63)
 
 
-def test_chunked_prefill_admits_as_soon_as_the_chunk_has_room_and_preempts_the_newest(
-    make_engine: EngineFactory,
-) -> None:
+def test_chunked_prefill_takes_up_what_fits_as_a_whole_and_preempts_the_newest(make_engine: EngineFactory) -> None:
     engine = make_engine("chunked_prefill", device_blocks=10, max_batch_tokens=64)
-    engine.add_request([1] * 31, SamplingParams(max_tokens=100, ignore_eos=True))
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    engine.add_request([1] * 31, params)
     engine.step()
-    engine.add_request([1] * 140, SamplingParams(max_tokens=4, ignore_eos=True))
+    engine.add_request([1] * 100, params)
+    engine.add_request([1] * 20, params)
     engine.step()
-    assert engine.stats()["device_blocks_used"] == 2 + 4, "63 tokens of the newcomer, not room for all of it"
+    assert engine.stats()["device_blocks_used"] == 2 + 4, "63 tokens of the second"
+    assert engine.stats()["num_waiting"] == 1, "the third leaves alone what the second will need"
     while not engine.stats()["preemptions"]:
         engine.step()
-    assert engine.stats()["num_waiting"] == 1
-    assert engine.stats()["gpu_decode_tokens"] == engine.stats()["steps"] - 1, "the older one decodes every step"
+    assert engine.stats()["num_running"] == 1
+    assert engine.stats()["prefill_tokens"] == 31 + 100, "the second yields, and the third has not overtaken it"
 
 
 def test_full_offload_halves_the_context(make_engine: EngineFactory) -> None:
