@@ -23,6 +23,7 @@ FLAGS: Mapping[str, str] = {
     "profile": "--profile",
     "seed": "--seed",
     "max_model_tokens": "--max-model-tokens",
+    "max_batch_tokens": "--max-batch-tokens",
 }
 """Options of the adapter -> flags of `neobench serve`, which checks their values."""
 START_TIMEOUT_OPTION = "start_timeout_s"
@@ -30,22 +31,14 @@ DEFAULT_START_TIMEOUT_S = 600.0
 """Enough to read 140 GB of weights from a slow disk."""
 
 
-def create_neo(launch: Launch) -> NeoEngine:
-    return NeoEngine("neo", launch, policy="asymmetric_pipeline")
-
-
-def create_gpu_only(launch: Launch) -> NeoEngine:
-    return NeoEngine("gpu_only", launch, policy="gpu_only")
-
-
 class NeoEngine:
-    """`neobench serve` with one policy. May be started again after a stop."""
+    """`neobench serve` with one policy; may be started again after a stop. `fixed` options prevail over others."""
 
-    def __init__(self, name: str, launch: Launch, *, policy: str) -> None:
+    def __init__(self, name: str, launch: Launch, *, policy: str, **fixed: Any) -> None:
         self.name = name
         self._launch = launch
         self._policy = policy
-        self._flags = _flags(launch.options)
+        self._flags = _flags({**launch.options, **fixed})
         self._start_timeout_s = _start_timeout_s(launch.options)
         self._process: ServerProcess | None = None
         self._client: CompletionsClient | None = None

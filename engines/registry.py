@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neobench.engines.launch import Launch, nearest_names
 
@@ -14,19 +15,36 @@ if TYPE_CHECKING:
 
 class EngineEntry(NamedTuple):
     adapter: str
-    """"module:callable"; the callable takes a Launch."""
+    """"module:callable"; the callable takes a Launch, with `settings` the engine's name before it and them after."""
     description: str
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Of neobench's own engine: its policy, and the options that the name fixes."""
+
+
+_OWN = "neobench.engines.neo:NeoEngine"
+
+
+def _chunked(**fixed: int) -> Mapping[str, Any]:
+    return {"policy": "chunked_prefill", **fixed}
 
 
 ENGINES: Mapping[str, EngineEntry] = {
     "neo": EngineEntry(
-        "neobench.engines.neo:create_neo",
+        _OWN,
         "NEO: KV cache and decode attention split between the device and the host CPU",
+        {"policy": "asymmetric_pipeline"},
     ),
     "gpu_only": EngineEntry(
-        "neobench.engines.neo:create_gpu_only",
-        "the same engine with everything on the device: the baseline",
+        _OWN,
+        "the same engine with everything on the device, prompts whole: the paper's baseline",
+        {"policy": "gpu_only"},
     ),
+    "chunked_prefill": EngineEntry(
+        _OWN, "everything on the device, prompts in chunks within --max-batch-tokens, decodes first", _chunked()
+    ),
+    "chunked_prefill_256": EngineEntry(_OWN, "the same with 256 tokens an iteration", _chunked(max_batch_tokens=256)),
+    "chunked_prefill_512": EngineEntry(_OWN, "the same with 512 tokens an iteration", _chunked(max_batch_tokens=512)),
+    "full_offload": EngineEntry(_OWN, "all decode attention on the host CPU (FastDecode)", {"policy": "full_offload"}),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",
@@ -42,5 +60,6 @@ def create(name: str, launch: Launch) -> Engine:
 
         raise EngineError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
     module_name, _, callable_name = entry.adapter.partition(":")
-    engine: Engine = getattr(importlib.import_module(module_name), callable_name)(launch)
+    make = getattr(importlib.import_module(module_name), callable_name)
+    engine: Engine = make(name, launch, **entry.settings) if entry.settings else make(launch)
     return engine

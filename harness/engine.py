@@ -49,7 +49,11 @@ class Engine(Protocol):
         """Facts about the engine as it runs (model, dtype, KV blocks, threads, versions), stored in run.json."""
 
     async def stats(self) -> Mapping[str, int | float]:
-        """Monotonic counters since start; a run stores their difference. Empty when the engine has none."""
+        """What the engine counts, by name; empty when it counts nothing.
+
+        A whole number is a counter since start, of which a run stores what it grew by. A float is a level, e.g. a
+        median, of which a run stores the last.
+        """
 
     async def stop(self) -> None:
         """Free everything. Safe to call twice, and after a failed start."""

@@ -138,7 +138,9 @@ class _EngineCounters:
         before, after = self._before, await self._read()
         if before is None or after is None:
             return {}
-        return {name: value - before.get(name, 0) for name, value in after.items()}
+        return {
+            name: value if isinstance(value, float) else value - before.get(name, 0) for name, value in after.items()
+        }
 
     async def _read(self) -> Mapping[str, int | float] | None:
         try:

@@ -23,11 +23,31 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """All tokens of one request so far, computed at once; their KV ends up in `tier`."""
+    """A chunk of one request: its `num_tokens` tokens after the first `start_tokens`, whose KV is in `tier` already.
+
+    The chunk attends to those and to itself, and its KV joins them. `remaining_tokens` are left for later chunks; only
+    the chunk that leaves none yields a token. By default the chunk is the whole prompt, output so far included.
+    """
 
     request_id: int
     num_tokens: int
     tier: Tier
+    start_tokens: int = 0
+    remaining_tokens: int = 0
+
+    @property
+    def end_tokens(self) -> int:
+        """Tokens of the request whose KV exists after this chunk."""
+        return self.start_tokens + self.num_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all its chunks."""
+        return self.end_tokens + self.remaining_tokens
+
+    @property
+    def ends_prompt(self) -> bool:
+        return self.remaining_tokens == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +74,9 @@ class SubBatch:
 
     @property
     def num_requests(self) -> int:
-        """Requests that get one token further, and rows of the LM head."""
-        return len(self.prefills) + len(self.device_decodes) + len(self.host_decodes)
+        """Requests that get one token further, and rows of the LM head: not those whose prompt goes on."""
+        ended = sum(prefill.ends_prompt for prefill in self.prefills)
+        return ended + len(self.device_decodes) + len(self.host_decodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +101,8 @@ class StageTimes:
 class StepPlan:
     """Everything the executor does in one iteration, in this order: preempt, swap out, swap in, run the sub-batches.
 
-    A request appears at most once among all rows. `preempt` drops the KV of a request, which waits for a new prefill.
+    A request appears at most once among all rows. `preempt` drops the KV of a request, which waits for a new prefill
+    from its first token. A request whose prompt is computed in part may be swapped and preempted like any other.
     """
 
     mode: Mode
@@ -96,6 +118,7 @@ class StepPlan:
 
     @property
     def num_requests(self) -> int:
+        """Requests that get a token; 0 where all rows are prompts that go on."""
         return sum(batch.num_requests for batch in self.sub_batches)
 
 
@@ -103,23 +126,32 @@ class StepPlan:
 class RequestView:
     """What a policy may know of a request.
 
-    `num_tokens` is its prompt and output so far: what a prefill computes, and what its next decode attends to.
-    `num_blocks` is what it holds now. `idle_steps` counts the steps since it last produced a token.
+    `num_tokens` is its prompt and output so far: what prefills compute, and what its next decode attends to.
+    `num_blocks` is what it holds now. `idle_steps` counts the steps since it last ran (or arrived).
+    `num_computed_tokens` is how many of its tokens have KV: 0 in `waiting`, all but the newest where it decodes.
     """
 
     request_id: int
     num_tokens: int
     num_blocks: int
     idle_steps: int = 0
+    num_computed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class QueuesView:
-    """All unfinished requests by state, each sequence in order of arrival."""
+    """All unfinished requests by state, each sequence in order of arrival.
+
+    `on_device` and `on_host` decode next, `prefilling_*` need another chunk. A prompt of which only the last token is
+    left decodes: that is the same work. `last_mode` is the previous iteration's, for policies that are loath to switch.
+    """
 
     waiting: Sequence[RequestView] = ()
     on_device: Sequence[RequestView] = ()
     on_host: Sequence[RequestView] = ()
+    prefilling_on_device: Sequence[RequestView] = ()
+    prefilling_on_host: Sequence[RequestView] = ()
+    last_mode: Mode = Mode.IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +170,10 @@ class KvView:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Upper bounds of one iteration. A prompt longer than `max_batch_tokens` still runs, in an iteration of its own."""
+    """Upper bounds of one iteration: rows of the linear layers, decodes of each tier and sub-batch.
+
+    Where a policy does not cut prompts, one longer than `max_batch_tokens` still runs, the only one of its iteration.
+    """
 
     max_batch_tokens: int
     max_batch_rows: int

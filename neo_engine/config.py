@@ -235,6 +235,8 @@ class EngineConfig:
     host_threads: int | None = None
     pacpu_target: str = "auto"
     profile_path: Path | None = None
+    correct_costs: bool = True
+    """Whether measured iterations correct the cost tables; without it a plan depends on nothing but its tables."""
     shape: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -276,11 +278,13 @@ class EngineConfig:
 
     @property
     def max_request_tokens(self) -> int:
-        """Longest prompt plus output that one request may have: bounded by the model and by the larger KV tier."""
-        tier_tokens = max(self.device_blocks, self.host_blocks) * self.block_size
-        if self.policy == "gpu_only":
-            tier_tokens = self.device_blocks * self.block_size
-        return min(self.max_model_tokens or self.shape.max_position, tier_tokens)
+        """Longest prompt plus output that one request may have: bounded by the model and the larger KV tier in use."""
+        blocks = max(self.device_blocks, self.host_blocks)
+        if self.policy in ("gpu_only", "chunked_prefill"):
+            blocks = self.device_blocks
+        elif self.policy == "full_offload":
+            blocks = self.host_blocks
+        return min(self.max_model_tokens or self.shape.max_position, blocks * self.block_size)
 
     def blocks_for(self, num_tokens: int) -> int:
         return math.ceil(num_tokens / self.block_size)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neobench.neo_engine.batch import Mode, StageTimes, SubBatch
+from neobench.neo_engine.batch import Mode, Prefill, StageTimes, SubBatch
+from neobench.neo_engine.correction import UNCORRECTED, Correction
 
 PROFILE_SCHEMA = "neobench/profile/v1"
 
@@ -190,32 +191,47 @@ class BatchLoad:
         )
 
 
+@dataclass(frozen=True)
 class CostModel:
     """Predictions for one model on one machine. All times in nanoseconds; `*_per_layer` of one layer."""
 
-    def __init__(self, tables: CostTables, num_layers: int) -> None:
-        self.tables = tables
-        self.num_layers = num_layers
+    tables: CostTables
+    num_layers: int
+    correction: Correction = UNCORRECTED
+
+    def corrected_by(self, predicted: StageTimes, measured: StageTimes) -> CostModel:
+        """The model that has learnt from one step which it predicted itself."""
+        return replace(self, correction=self.correction.after(predicted, measured))
 
     def load(self, batch: SubBatch) -> BatchLoad:
         return BatchLoad(
             rows=batch.num_rows,
             requests=batch.num_requests,
-            prefill_attention_ns=sum(self.tables.prefill_attention(prefill.num_tokens) for prefill in batch.prefills),
+            prefill_attention_ns=sum(map(self.prefill_attention_per_layer, batch.prefills)),
             device_rows=len(batch.device_decodes),
             device_context=sum(row.context_tokens for row in batch.device_decodes),
             host_rows=len(batch.host_decodes),
             host_context=sum(row.context_tokens for row in batch.host_decodes),
         )
 
+    def prefill_attention_per_layer(self, prefill: Prefill) -> float:
+        """Of a chunk: what the prompt takes to its end less what it takes to the chunk's start, by the curve of whole
+        prompts, for the causal area of the chunk is the difference of two triangles. Never less than a first chunk of
+        its length, whose area is smaller: that keeps the cost of a launch, which the difference loses.
+        """
+        curve = self.tables.prefill_attention
+        time_ns = max(curve(prefill.num_tokens), curve(prefill.end_tokens) - curve(prefill.start_tokens))
+        return self.correction.device_attention * time_ns
+
     def linear_per_layer(self, load: BatchLoad) -> float:
-        return self.tables.linear(load.rows)
+        return self.correction.linear * self.tables.linear(load.rows)
 
     def device_attention_per_layer(self, load: BatchLoad) -> float:
-        return load.prefill_attention_ns + self.tables.device_decode(load.device_rows, load.device_context)
+        decodes = self.tables.device_decode(load.device_rows, load.device_context)
+        return load.prefill_attention_ns + self.correction.device_attention * decodes
 
     def host_attention_per_layer(self, load: BatchLoad) -> float:
-        return self.tables.host_decode(load.host_rows, load.host_context)
+        return self.correction.host_attention * self.tables.host_decode(load.host_rows, load.host_context)
 
     def hides_host_attention(self, load0: BatchLoad, load1: BatchLoad) -> tuple[float, float]:
         """Slack of the paper's two conditions, ca0 <= l1 + ga0 and ca1 <= l0; negative where one does not hold."""
@@ -238,9 +254,10 @@ class CostModel:
         else:
             wait = max(0.0, host - device - prefill)
         layers = self.num_layers * (linear + prefill + device + wait)
-        head = sum(self.tables.head(load.requests) for load in loads)
-        moves = self.tables.move(moved_blocks)
-        fixed = self.tables.step_fixed_ns + (self.tables.sub_batch_fixed_ns if len(loads) > 1 else 0.0)
+        outside = self.correction.fixed
+        head = outside * sum(self.tables.head(load.requests) for load in loads)
+        moves = outside * self.tables.move(moved_blocks)
+        fixed = outside * (self.tables.step_fixed_ns + (self.tables.sub_batch_fixed_ns if len(loads) > 1 else 0.0))
         return StageTimes(
             total_ns=round(layers + head + moves + fixed),
             linear_ns=round(self.num_layers * linear),

@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from dataclasses import asdict, fields
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
-from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StageTimes, StepPlan
+from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StepPlan
 from neobench.neo_engine.config import EngineConfig
+from neobench.neo_engine.correction import PredictionErrors
 from neobench.neo_engine.cost_model import CostModel
 from neobench.neo_engine.executor.base import Executor, SampleRow
 from neobench.neo_engine.executor.inputs import fill_in, request_ids
 from neobench.neo_engine.kv_cache.block_tables import BlockMove, BlockTables
 from neobench.neo_engine.request import FinishReason, Request, SamplingParams, Tier, TokenOutput, check_request
 from neobench.neo_engine.scheduler.policy import Policy, make_policy
-
-
-@dataclass
-class EngineStats:
-    """Counters since start; none ever falls. Times are sums over steps in nanoseconds."""
-
-    steps: int = 0
-    iterations_gpu_only: int = 0
-    iterations_serial: int = 0
-    iterations_asymmetric: int = 0
-    prefill_tokens: int = 0
-    prefills_to_device: int = 0
-    prefills_to_host: int = 0
-    gpu_decode_tokens: int = 0
-    cpu_decode_tokens: int = 0
-    swaps_out: int = 0
-    swaps_in: int = 0
-    swapped_blocks: int = 0
-    preemptions: int = 0
-    finished_requests: int = 0
-    aborted_requests: int = 0
-    scheduling_ns: int = 0
-    predicted_iteration_ns: int = 0
-    measured_iteration_ns: int = 0
-    iteration_error_ns: int = 0
-    """Sum of |predicted - measured|."""
-    measured_linear_ns: int = 0
-    measured_prefill_attention_ns: int = 0
-    measured_device_decode_ns: int = 0
-    measured_host_decode_ns: int = 0
-    measured_host_wait_ns: int = 0
-    predicted_linear_ns: int = 0
-    predicted_prefill_attention_ns: int = 0
-    predicted_device_decode_ns: int = 0
-    predicted_host_decode_ns: int = 0
-    predicted_host_wait_ns: int = 0
-
-    def count_plan(self, plan: StepPlan) -> None:
-        if plan.mode is not Mode.IDLE:
-            name = f"iterations_{plan.mode.value}"
-            setattr(self, name, getattr(self, name) + 1)
-        for batch in plan.sub_batches:
-            self.gpu_decode_tokens += len(batch.device_decodes)
-            self.cpu_decode_tokens += len(batch.host_decodes)
-            for prefill in batch.prefills:
-                self.prefill_tokens += prefill.num_tokens
-                self.prefills_to_device += prefill.tier is Tier.DEVICE
-                self.prefills_to_host += prefill.tier is Tier.HOST
-        self.swaps_out += len(plan.swap_out)
-        self.swaps_in += len(plan.swap_in)
-        self.preemptions += len(plan.preempt)
-
-    def count_times(self, predicted: StageTimes, measured: StageTimes) -> None:
-        self.predicted_iteration_ns += predicted.total_ns
-        self.measured_iteration_ns += measured.total_ns
-        self.iteration_error_ns += abs(predicted.total_ns - measured.total_ns)
-        for stage in ("linear", "prefill_attention", "device_decode", "host_decode", "host_wait"):
-            for kind, times in (("predicted", predicted), ("measured", measured)):
-                name = f"{kind}_{stage}_ns"
-                setattr(self, name, getattr(self, name) + getattr(times, f"{stage}_ns"))
+from neobench.neo_engine.stats import EngineStats
 
 
 class NeoEngine:
@@ -93,7 +36,9 @@ class NeoEngine:
         )
         self._requests: dict[int, Request] = {}
         self._stats = EngineStats()
+        self._errors = PredictionErrors()
         self._next_request_id = 0
+        self._last_mode = Mode.IDLE
         self._request_seeds = np.random.default_rng(config.seed)
 
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
@@ -130,6 +75,7 @@ class NeoEngine:
         if plan.is_empty:
             raise RuntimeError(f"{self.config.policy} made an empty plan with {len(self._requests)} requests waiting")
         self._stats.steps += 1
+        self._last_mode = plan.mode
         moves = self._apply(plan)
         inputs = [fill_in(batch, self._requests, self._tables) for batch in plan.sub_batches]
         ids = [request_id for batch in plan.sub_batches for request_id in request_ids(batch)]
@@ -138,10 +84,18 @@ class NeoEngine:
         tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
         self._stats.count_plan(plan)
         self._stats.count_times(plan.predicted, measured)
+        self._errors.add(plan.predicted.total_ns, measured.total_ns)
+        if self.config.correct_costs:
+            self._costs = self._costs.corrected_by(plan.predicted, measured)
+        for batch in plan.sub_batches:
+            for prefill in batch.prefills:
+                self._ran(self._requests[prefill.request_id], prefill.end_tokens)
+            for row in (*batch.device_decodes, *batch.host_decodes):
+                self._ran(self._requests[row.request_id], row.context_tokens)
         return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
 
     def _queues(self) -> QueuesView:
-        waiting, on_device, on_host = [], [], []
+        queues: defaultdict[str, list[RequestView]] = defaultdict(list)
         # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
         for request in self._requests.values():
             view = RequestView(
@@ -149,25 +103,28 @@ class NeoEngine:
                 num_tokens=request.num_tokens,
                 num_blocks=self._tables.num_blocks(request.request_id),
                 idle_steps=self._stats.steps - request.last_progress_step,
+                num_computed_tokens=request.num_computed_tokens,
             )
-            if request.request_id not in self._tables:
-                waiting.append(view)
-            elif self._tables[request.request_id].tier is Tier.DEVICE:
-                on_device.append(view)
-            else:
-                on_host.append(view)
-        return QueuesView(waiting, on_device, on_host)
+            queues[self._queue_of(request)].append(view)
+        return QueuesView(**queues, last_mode=self._last_mode)
+
+    def _queue_of(self, request: Request) -> str:
+        if request.request_id not in self._tables:
+            return "waiting"
+        place = f"on_{self._tables[request.request_id].tier.value}"
+        return place if request.num_computed_tokens == request.num_tokens - 1 else f"prefilling_{place}"
 
     def _apply(self, plan: StepPlan) -> list[BlockMove]:
         """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""
         for request_id in plan.preempt:
             self._tables.release(request_id)
+            self._requests[request_id].num_computed_tokens = 0
         moves = [self._tables.move(request_id, Tier.HOST) for request_id in plan.swap_out]
         moves += [self._tables.move(request_id, Tier.DEVICE) for request_id in plan.swap_in]
         self._stats.swapped_blocks += sum(len(move.source_blocks) for move in moves)
         for batch in plan.sub_batches:
             for prefill in batch.prefills:
-                self._tables.ensure(prefill.request_id, prefill.tier, prefill.num_tokens)
+                self._tables.ensure(prefill.request_id, prefill.tier, prefill.end_tokens)
             for row in batch.device_decodes:
                 self._tables.ensure(row.request_id, Tier.DEVICE, row.context_tokens)
             for row in batch.host_decodes:
@@ -177,9 +134,12 @@ class NeoEngine:
     def _sample_row(self, request: Request) -> SampleRow:
         return SampleRow(params=request.params, seed=request.seed, position=len(request.output_token_ids))
 
+    def _ran(self, request: Request, num_computed_tokens: int) -> None:
+        request.num_computed_tokens = num_computed_tokens
+        request.last_progress_step = self._stats.steps
+
     def _advance(self, request: Request, token: int) -> TokenOutput:
         request.output_token_ids.append(token)
-        request.last_progress_step = self._stats.steps
         reason = self._finish_reason(request, token)
         if reason is not None:
             self._forget(request.request_id)
@@ -201,11 +161,16 @@ class NeoEngine:
         del self._requests[request_id]
 
     def stats(self) -> dict[str, int | float]:
-        """Counters (see EngineStats) and the gauges num_waiting, num_running, device_blocks_used, host_blocks_used."""
-        counters: dict[str, int | float] = {f.name: getattr(self._stats, f.name) for f in fields(self._stats)}
+        """Counters (see EngineStats), the gauges num_waiting, num_running, device_blocks_used, host_blocks_used, and as
+        floats, which rise and fall, the correction factors and the relative errors of the last iterations' predictions.
+        """
         kv = self._tables.view()
         running = sum(request_id in self._tables for request_id in list(self._requests))
-        return counters | {
+        return {
+            **self._stats.counters(),
+            **{f"correction_{kind}": factor for kind, factor in asdict(self._costs.correction).items()},
+            "prediction_error_median": self._errors.percentile(50),
+            "prediction_error_p95": self._errors.percentile(95),
             "num_running": running,
             "num_waiting": len(self._requests) - running,
             "device_blocks_used": kv.device_total - kv.device_free,

@@ -175,7 +175,9 @@ class _Measurement:
 
     def _prompts(self) -> tuple[Curve, Curve]:
         """Linear time by rows, and attention by the length of one prompt."""
-        sizes = [size for size in self._effort.row_sizes if size <= 2 * self._config.max_batch_tokens]
+        # Not by a smaller budget of this engine: the kept profile serves others too.
+        most = 2 * max(self._config.max_batch_tokens, EngineConfig.max_batch_tokens)
+        sizes = [size for size in self._effort.row_sizes if size <= most]
         linear: dict[int, float] = {}
         attention: dict[int, float] = {}
         longest = self._config.max_request_tokens - 1

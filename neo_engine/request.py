@@ -81,8 +81,10 @@ class Request:
     seed: int
     output_token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    num_computed_tokens: int = 0
+    """Tokens whose KV exists."""
     last_progress_step: int = 0
-    """The step in which it last produced a token (or arrived); schedulers age by it."""
+    """The step in which it last ran (or arrived); schedulers age by it."""
 
     @property
     def num_tokens(self) -> int:

@@ -31,9 +31,10 @@ class Executor(Protocol):
         moves: Sequence[BlockMove],
         sampling: Sequence[SampleRow],
     ) -> tuple[list[int], StageTimes]:
-        """Do the moves in order, then the sub-batches, and draw one token for each request.
+        """Do the moves in order, then the sub-batches, and draw one token for each request whose prompt is complete.
 
-        `sampling` has a row for each request, sub-batch 0's first; so has the result. Measured stage times beside it.
+        `sampling` has a row for each of `logit_rows`, sub-batch 0's first; so has the result. Measured stage times
+        beside it.
         """
         ...
 

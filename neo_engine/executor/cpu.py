@@ -21,7 +21,7 @@ from neobench.neo_engine.cpu_attention import PagedDecodeAttention, available_ta
 from neobench.neo_engine.executor.base import SampleRow
 from neobench.neo_engine.executor.inputs import BatchInputs
 from neobench.neo_engine.kernels.kv_pieces import pack_tokens, unpack_tokens
-from neobench.neo_engine.kernels.prefill import causal_attention, store_prompt_kv
+from neobench.neo_engine.kernels.prefill import causal_attention, read_prompt_kv, store_prompt_kv
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.neo_engine.model.llama import LlamaModel
@@ -230,8 +230,14 @@ class CpuExecutor:
             end = rows.stop
             # A prompt bound for the host leaves layer by layer, as soon as its K and V exist.
             tier = self._attention[prefill.tier]
-            store_prompt_kv(tier.kv, tier.layout, layer, blocks, key[rows], value[rows])
-            lane.attention[rows] = causal_attention(query[rows], key[rows], value[rows])
+            start_tokens = prefill.start_tokens
+            store_prompt_kv(tier.kv, tier.layout, layer, blocks, key[rows], value[rows], start_tokens=start_tokens)
+            keys, values = key[rows], value[rows]
+            if start_tokens:
+                old_keys, old_values = read_prompt_kv(tier.kv, tier.layout, layer, blocks, start_tokens)
+                keys = torch.cat((old_keys.to(keys.dtype), keys))
+                values = torch.cat((old_values.to(values.dtype), values))
+            lane.attention[rows] = causal_attention(query[rows], keys, values)
         decode_start = perf_counter_ns()
         clock.prefill_attention_ns += decode_start - start
         if lane.inputs.device:
@@ -255,8 +261,8 @@ class CpuExecutor:
         clock.host_decode_ns += self._host_attention.finished_ns(lane.slot) - lane.host_started_ns
 
     def _sample(self, lanes: Sequence[_Lane], sampling: Sequence[SampleRow]) -> list[int]:
-        last = [lane.x[torch.tensor(lane.inputs.logit_rows)] for lane in lanes]
-        if not last:
+        if not sampling:
             return []
+        last = [lane.x[torch.tensor(lane.inputs.logit_rows, dtype=torch.int64)] for lane in lanes]
         logits = self._model.logits(torch.cat(last))
         return sample(logits, sampling)

@@ -12,11 +12,17 @@ from neobench.neo_engine.request import Request, Tier
 
 @dataclass(frozen=True)
 class PrefillInput:
-    """`num_tokens` tokens of one request from its first, and the blocks that take their KV."""
+    """`num_tokens` tokens of one request after its first `start_tokens`, whose KV is in `tier` already.
+
+    `blocks` hold the KV of them all, from the request's first token on. The chunk attends to start_tokens + num_tokens
+    tokens, causally; only one that `ends_prompt` predicts a token. KV read back from an int8 tier is rounded.
+    """
 
     num_tokens: int
     tier: Tier
     blocks: Sequence[int]
+    start_tokens: int = 0
+    ends_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,18 @@ class BatchInputs:
 
     @property
     def logit_rows(self) -> list[int]:
-        """The row that predicts the next token, for each request in order."""
+        """The row that predicts the next token, for each request in order that gets one."""
         rows, end = [], 0
         for prefill in self.prefills:
             end += prefill.num_tokens
-            rows.append(end - 1)
+            if prefill.ends_prompt:
+                rows.append(end - 1)
         return rows + list(range(end, end + len(self.device) + len(self.host)))
 
 
 def request_ids(batch: SubBatch) -> list[int]:
-    """Requests of a sub-batch in the order of its logits."""
-    prefills = [prefill.request_id for prefill in batch.prefills]
+    """Requests of a sub-batch that get a token, in the order of its logits."""
+    prefills = [prefill.request_id for prefill in batch.prefills if prefill.ends_prompt]
     return prefills + [row.request_id for row in (*batch.device_decodes, *batch.host_decodes)]
 
 
@@ -65,9 +72,11 @@ def fill_in(batch: SubBatch, requests: Mapping[int, Request], tables: BlockTable
     positions: list[int] = []
     prefills = []
     for prefill in batch.prefills:
-        token_ids += requests[prefill.request_id].all_token_ids()
-        positions += range(prefill.num_tokens)
-        prefills.append(PrefillInput(prefill.num_tokens, prefill.tier, tables[prefill.request_id].blocks))
+        start, end = prefill.start_tokens, prefill.end_tokens
+        token_ids += requests[prefill.request_id].all_token_ids()[start:end]
+        positions += range(start, end)
+        blocks = tables[prefill.request_id].blocks
+        prefills.append(PrefillInput(prefill.num_tokens, prefill.tier, blocks, start, prefill.ends_prompt))
     for row in (*batch.device_decodes, *batch.host_decodes):
         token_ids.append(requests[row.request_id].last_token_id)
         positions.append(row.context_tokens - 1)

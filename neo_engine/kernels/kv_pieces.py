@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from neobench.neo_engine.kv_cache.layout import KvLayout
@@ -17,12 +19,27 @@ def pack_tokens(layout: KvLayout, key: torch.Tensor, value: torch.Tensor) -> tor
             tokens, scale = _quantize(tokens)
             scales.append(torch.nn.functional.pad(scale, (0, unused)))
         elements.append(torch.nn.functional.pad(tokens.to(getattr(torch, layout.dtype)), (0, 0, 0, unused)))
+    parts = [_in_tiles(layout, *elements), *scales]
+    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
+
+
+def _in_tiles(layout: KvLayout, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """key, value [..., stored_tokens, head_dim] of any type -> elements in the order of a piece, flat."""
     rows, lanes, pack = layout.key_shape
     lead = (*key.shape[:-2], layout.num_tiles)
-    keys = elements[0].reshape(*lead, lanes, rows, pack).transpose(-3, -2)
-    values = elements[1].reshape(*lead, lanes // pack, pack, layout.head_dim).transpose(-2, -1)
-    parts = [torch.stack((keys.flatten(-3), values.flatten(-3)), dim=-2).flatten(-3), *scales]
-    return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
+    keys = key.reshape(*lead, lanes, rows, pack).transpose(-3, -2)
+    values = value.reshape(*lead, lanes // pack, pack, layout.head_dim).transpose(-2, -1)
+    return torch.stack((keys.flatten(-3), values.flatten(-3)), dim=-2).flatten(-3)
+
+
+@functools.cache
+def token_of_byte(layout: KvLayout) -> torch.Tensor:
+    """Which token of a block each byte of a piece belongs to, int64 [piece_bytes]."""
+    tokens = torch.arange(layout.stored_tokens)
+    elements = _in_tiles(layout, *[tokens[:, None].expand(-1, layout.head_dim)] * 2)
+    in_bytes = elements.repeat_interleave(getattr(torch, layout.dtype).itemsize)
+    scales = tokens.repeat_interleave(torch.float32.itemsize)
+    return torch.cat([in_bytes, scales, scales]) if layout.dtype == "int8" else in_bytes
 
 
 def unpack_tokens(layout: KvLayout, pieces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

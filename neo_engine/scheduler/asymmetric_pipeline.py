@@ -4,12 +4,15 @@ An iteration is put together in the steps of the paper (arXiv 2411.01142, sectio
 prompts into sub-batch 0; host decodes into either while the host stays hidden (`CostModel.hides_host_attention`);
 prompts bound for the host trimmed where the host would idle; and of the result and the GPU-only plan the one that
 advances more requests per predicted time. Against the published scheduler, time is the whole iteration's, host
-included, and no request starves: see `_MAX_IDLE_STEPS`.
+included, no request starves (see `_MAX_IDLE_STEPS`), and prompts may be cut: to the token budget, and further where a
+shorter iteration still hides the host (see `_cut`). docs/decisions/0004 and 0008 say why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from neobench.neo_engine.batch import (
@@ -27,43 +30,29 @@ from neobench.neo_engine.cost_model import BatchLoad, CostModel
 from neobench.neo_engine.request import Tier
 from neobench.neo_engine.scheduler.admission import (
     TokenBudget,
-    admission_blocks,
-    admit_to_device,
+    admit,
     decode_rows,
-    growth_blocks,
+    ids,
+    next_chunks,
     non_empty,
-    split_at_capacity,
 )
+from neobench.neo_engine.scheduler.residency import Residency, settle
 
 _MAX_IDLE_STEPS = 32
 """A host decode that has waited so long goes next whether or not it is hidden, the longest waiting first. One such
 row a step bounds every wait by this plus the number of host requests, and costs at most its own attention."""
 
-_SWAP_IN_MAX_USE = 0.95
-"""Requests come back to the device only while at least a twentieth of it stays free for growth (as published)."""
-
-
-@dataclass
-class _Residency:
-    """Where every request's KV is during this iteration, and what has to move for it."""
-
-    on_device: list[RequestView]
-    on_host: list[RequestView]
-    device_free: int
-    host_free: int
-    device_is_short: bool
-    swap_out: list[RequestView]
-    swap_in: list[RequestView]
-    preempt: list[RequestView]
-
-    @property
-    def moved_blocks(self) -> int:
-        return sum(request.num_blocks for request in (*self.swap_out, *self.swap_in))
+_SWITCHING_GAIN = 1.03
+"""Another mode than the last iteration's must promise so many times its rate: predictions are no better than a few
+percent, and each switch throws away what the caches of host and device hold."""
 
 
 @dataclass
 class _Draft:
-    """A plan in the making. Sub-batch 0 is the device's work plus `host_rows0`; sub-batch 1 is `host_rows1`."""
+    """A plan in the making. Sub-batch 0 is the device's work plus `host_rows0`; sub-batch 1 is `host_rows1`.
+
+    Prompts begun are part of the device's work, whichever tier takes their KV; `host_bound` are new ones.
+    """
 
     device_part: SubBatch
     host_bound: list[Prefill]
@@ -77,8 +66,8 @@ class _Draft:
     def prefills(self) -> tuple[Prefill, ...]:
         return (*self.device_part.prefills, *self.host_bound)
 
-    def batch0(self, host_rows: Sequence[DecodeRow]) -> SubBatch:
-        return SubBatch(self.prefills, self.device_part.device_decodes, tuple(host_rows))
+    def batch0(self, prefills: Sequence[Prefill], host_rows: Sequence[DecodeRow]) -> SubBatch:
+        return SubBatch(tuple(prefills), self.device_part.device_decodes, tuple(host_rows))
 
 
 class AsymmetricPipeline:
@@ -88,82 +77,62 @@ class AsymmetricPipeline:
         self._limits = limits
 
     def next_step(self, queues: QueuesView, kv: KvView, costs: CostModel) -> StepPlan:
-        home = self._settle(queues, kv)
+        home = settle(queues, kv, self._limits)
         draft = self._admit(queues.waiting, kv, home, costs)
         self._place_host_decodes(home.on_host, draft, costs)
-        self._trim_host_bound(home.on_host, draft, kv, costs)
-        candidates = self._candidates(home.on_host, draft)
-        moved = home.moved_blocks
-        best = StepPlan(Mode.IDLE)
-        for mode, batches in candidates:
-            plan = StepPlan(mode, batches, predicted=costs.predict_plan(mode, batches, moved))
-            if _rate(plan) > _rate(best):
-                best = plan
+        self._trim_host_bound(queues, home, draft, kv, costs)
+
+        def plan(mode: Mode, batches: tuple[SubBatch, ...]) -> StepPlan:
+            moved_blocks = home.moved_blocks + sum(_blocks_read_back(batch, kv) for batch in batches)
+            return StepPlan(mode, batches, predicted=costs.predict_plan(mode, batches, moved_blocks))
+
+        def rate(plan: StepPlan) -> float:
+            return progress_rate(plan) * (_SWITCHING_GAIN if plan.mode is queues.last_mode else 1.0)
+
+        candidates = [StepPlan(Mode.IDLE)]
+        for mode, batches, rival in self._candidates(home.on_host, draft, costs):
+            candidate = plan(mode, batches)
+            if rival is None or rate(candidate) >= progress_rate(plan(Mode.GPU_ONLY, (rival,))):
+                candidates.append(candidate)
         return replace(
-            best,
-            swap_out=tuple(request.request_id for request in home.swap_out),
-            swap_in=tuple(request.request_id for request in home.swap_in),
-            preempt=tuple(request.request_id for request in home.preempt),
+            max(candidates, key=rate),
+            swap_out=ids(home.swap_out),
+            swap_in=ids(home.swap_in),
+            preempt=ids(home.preempt),
         )
 
-    def _settle(self, queues: QueuesView, kv: KvView) -> _Residency:
-        """Make every running request fit its tier, its next token included; bring back to the device what fits."""
-        on_host, no_host_room, host_free = split_at_capacity(queues.on_host, kv, kv.host_free)
-        on_device, leaving, device_free = split_at_capacity(queues.on_device, kv, kv.device_free)
-        home = _Residency(on_device, on_host, device_free, host_free, bool(leaving), [], [], list(no_host_room))
-        for request in leaving:
-            needed = kv.blocks_for(request.num_tokens)
-            if needed <= home.host_free:
-                home.swap_out.append(request)
-                home.on_host.append(request)
-                home.host_free -= needed
-            else:
-                home.preempt.append(request)
-        if not leaving:
-            self._swap_in(home, kv)
-        return home
-
-    def _swap_in(self, home: _Residency, kv: KvView) -> None:
-        reserve = kv.device_total - int(_SWAP_IN_MAX_USE * kv.device_total)
-        for request in list(home.on_host):
-            needed = kv.blocks_for(request.num_tokens)
-            if needed > kv.device_total - reserve:
-                continue
-            if home.device_free - needed < reserve or len(home.on_device) >= self._limits.max_batch_rows:
-                break
-            home.swap_in.append(request)
-            home.on_host.remove(request)
-            home.on_device.append(request)
-            home.device_free -= needed
-            home.host_free += request.num_blocks + growth_blocks(request, kv)
-
-    def _admit(self, waiting: Sequence[RequestView], kv: KvView, home: _Residency, costs: CostModel) -> _Draft:
-        """Prompts to the device while it has room, then to the host: once one goes there, all later ones do."""
-        budget = TokenBudget(self._limits, used_tokens=len(home.on_device))
+    def _admit(self, waiting: Sequence[RequestView], kv: KvView, home: Residency, costs: CostModel) -> _Draft:
+        """Prompts begun go on; new ones to the device while it has room, then to the host, and no other way round."""
+        budget = TokenBudget(self._limits.max_batch_tokens - len(home.on_device), chunked=True)
+        begun: list[Prefill] = []
+        for requests, tier, free_blocks in (
+            (home.begun_on_device, Tier.DEVICE, home.device_free),
+            (home.begun_on_host, Tier.HOST, home.host_free),
+        ):
+            begun += next_chunks(requests, tier, kv, free_blocks=free_blocks, budget=budget)[0]
         on_device: list[Prefill] = []
         if not home.device_is_short:
-            on_device, home.device_free = admit_to_device(
+            on_device, _ = admit(
                 waiting,
+                Tier.DEVICE,
                 kv,
-                free_blocks=home.device_free,
-                free_rows=self._limits.max_batch_rows - len(home.on_device),
+                free_blocks=home.device_free - home.device_promised,
+                free_rows=self._limits.max_batch_rows - len(home.on_device) - len(home.begun_on_device),
                 budget=budget,
             )
-        host_bound = []
-        for request in waiting[len(on_device) :]:
-            needed = admission_blocks(request, kv)
-            if needed > home.host_free or not budget.admits(request.num_tokens):
-                break
-            home.host_free -= needed
-            budget.take(request.num_tokens)
-            host_bound.append(Prefill(request.request_id, request.num_tokens, Tier.HOST))
-        device_part = SubBatch(prefills=tuple(on_device), device_decodes=decode_rows(home.on_device))
+        later = waiting[len(on_device) :]
+        free_blocks = home.host_free - home.host_promised
+        host_bound, _ = admit(later, Tier.HOST, kv, free_blocks=free_blocks, free_rows=len(later), budget=budget)
+        device_part = SubBatch((*begun, *on_device), decode_rows(home.on_device))
         draft = _Draft(device_part, host_bound, BatchLoad(), BatchLoad(), [], [])
-        draft.load0 = costs.load(draft.batch0(()))
+        draft.load0 = costs.load(draft.batch0(draft.prefills, ()))
         return draft
 
     def _place_host_decodes(self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> None:
-        """Add host decodes to the sub-batch with more slack while no condition breaks, or a broken one gets worse."""
+        """Add host decodes to the sub-batch with more slack while no condition breaks, or a broken one gets worse.
+
+        Those that have waited longest go first: where not all are hidden, they take turns.
+        """
         overdue = max(on_host, key=lambda request: request.idle_steps, default=None)
         if overdue is not None and overdue.idle_steps >= _MAX_IDLE_STEPS:
             draft.has_overdue_row = True
@@ -171,7 +140,7 @@ class AsymmetricPipeline:
             draft.host_rows1.append(DecodeRow(overdue.request_id, overdue.num_tokens))
         slack = costs.hides_host_attention(draft.load0, draft.load1)
         shortest_refused = None
-        for request in on_host:
+        for request in sorted(on_host, key=lambda request: -request.idle_steps):
             if draft.has_overdue_row and request is overdue:
                 continue
             if shortest_refused is not None and request.num_tokens >= shortest_refused:
@@ -207,81 +176,152 @@ class AsymmetricPipeline:
         rows.append(DecodeRow(request.request_id, request.num_tokens))
         return new
 
-    def _trim_host_bound(self, on_host: Sequence[RequestView], draft: _Draft, kv: KvView, costs: CostModel) -> None:
+    def _trim_host_bound(
+        self, queues: QueuesView, home: Residency, draft: _Draft, kv: KvView, costs: CostModel
+    ) -> None:
         """Drop host-bound prompts, last first, unless they hide host attention now or will keep the host busy later.
 
         A prompt is compute-bound, so it hides host attention for free: those needed for that stay. Beyond them it is
-        an investment: it stays while the host could hide more decodes than it will have, and only if such decode-only
-        iterations would beat GPU-only ones. The first prompt stays in any case if the device could never hold it.
+        an investment: it stays while the host could hide more decodes than it will have, and only if decode-only
+        iterations would beat GPU-only ones once the host has as many as it can hide, those still waiting included: the
+        first few never do by themselves. The first prompt stays in any case if the device could never hold it.
         """
         while draft.host_bound:
             last = draft.host_bound[-1]
-            device_cannot_hold = kv.blocks_for(last.num_tokens + 1) > kv.device_total
+            device_cannot_hold = kv.blocks_for(last.prompt_tokens + 1) > kv.device_total
             if len(draft.host_bound) == 1 and device_cannot_hold:
                 return
             shorter = _without_prefill(draft.load0, last, costs)
             slack = costs.hides_host_attention(draft.load0, draft.load1)
             if not _no_worse(costs.hides_host_attention(shorter, draft.load1), slack):
                 return
-            if self._host_needs(last, on_host, draft, costs):
+            if self._host_needs(last, queues.waiting, home.on_host, draft, costs):
                 return
             draft.host_bound.pop()
             draft.load0 = shorter
 
-    def _host_needs(self, last: Prefill, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> bool:
-        """Whether the host would have less to do than can be hidden without `last`, and offloading pays with it."""
-        device = draft.device_part
-        decodes = len(device.device_decodes) + len(device.prefills)
-        context = sum(row.context_tokens for row in device.device_decodes)
-        context += sum(prefill.num_tokens for prefill in device.prefills)
+    def _host_needs(
+        self,
+        last: Prefill,
+        waiting: Sequence[RequestView],
+        on_host: Sequence[RequestView],
+        draft: _Draft,
+        costs: CostModel,
+    ) -> bool:
+        """Whether the host would have less to do than can be hidden without `last`, and offloading pays once it has."""
+        contexts = {
+            Tier.DEVICE: [row.context_tokens for row in draft.device_part.device_decodes],
+            Tier.HOST: [request.num_tokens for request in on_host],
+        }
+        for prefill in draft.prefills:
+            contexts[prefill.tier].append(prefill.prompt_tokens)
+        decodes, context = len(contexts[Tier.DEVICE]), sum(contexts[Tier.DEVICE])
         device_load = BatchLoad(rows=decodes, requests=decodes, device_rows=decodes, device_context=context)
-        rows = len(on_host) + len(draft.host_bound)
-        host_context = sum(request.num_tokens for request in on_host)
-        host_context += sum(prefill.num_tokens for prefill in draft.host_bound)
+        linear = costs.linear_per_layer(BatchLoad(rows=max(1, decodes)))
+        hideable = 2 * linear + costs.device_attention_per_layer(device_load)
 
-        hideable = 2 * costs.tables.linear(max(1, decodes)) + costs.device_attention_per_layer(device_load)
-        if costs.tables.host_decode(rows - 1, host_context - last.num_tokens) >= hideable:
+        def fills(rows: int) -> bool:
+            host = BatchLoad(host_rows=rows, host_context=totals[rows])
+            return costs.host_attention_per_layer(host) >= hideable
+
+        present = len(contexts[Tier.HOST])
+        admitted = {prefill.request_id for prefill in draft.prefills}
+        to_come = [request.num_tokens for request in waiting if request.request_id not in admitted]
+        totals = list(itertools.accumulate(contexts[Tier.HOST] + to_come, initial=0))
+        totals[present - 1] = totals[present] - last.prompt_tokens
+        if fills(present - 1):
             return False
         if not decodes:
             return True
-        half = rows // 2
-        share = half / rows
-        loads = [
-            replace(device_load, rows=decodes + half, requests=decodes + half),
-            BatchLoad(rows=rows - half, requests=rows - half),
-        ]
-        loads[0] = replace(loads[0], host_rows=half, host_context=round(host_context * share))
-        loads[1] = replace(loads[1], host_rows=rows - half, host_context=round(host_context * (1 - share)))
-        offloading = (decodes + rows) / costs.predict(Mode.ASYMMETRIC, loads).total_ns
-        return offloading > decodes / costs.predict(Mode.GPU_ONLY, [device_load]).total_ns
+        most = min(len(totals) - 1, 2 * self._limits.max_batch_rows)
+        rows = max(present, bisect.bisect_left(range(most), True, lo=min(present, most), key=fills))
+        return _offloading_pays(device_load, rows, totals[rows], costs)
 
-    def _candidates(self, on_host: Sequence[RequestView], draft: _Draft) -> list[tuple[Mode, tuple[SubBatch, ...]]]:
-        """The plans to choose from by rate. GPU-only is one of them unless a row is overdue."""
+    def _cut(self, draft: _Draft, costs: CostModel) -> tuple[Prefill, ...]:
+        """The prompts' chunks, cut from their end to the shortest iteration that hides what host attention is placed.
+
+        Linear time of a chunk is the same sooner or later, but host rows gain one token an iteration: where the device
+        is busier than the host, shorter iterations use the host more. The prompts keep half of sub-batch 0's linear
+        time, though, lest a busy host should starve them.
+        """
+        prefills = draft.prefills
+        total = sum(prefill.num_tokens for prefill in prefills)
+        without = replace(draft.load0, rows=draft.load0.rows - total)
+        floor = 2 * costs.linear_per_layer(without)
+        slack = costs.hides_host_attention(draft.load0, draft.load1)
+
+        def long_enough(num_tokens: int) -> bool:
+            attention = sum(map(costs.prefill_attention_per_layer, _first_tokens(prefills, num_tokens)))
+            load0 = replace(without, rows=without.rows + num_tokens, prefill_attention_ns=attention)
+            hides = _no_worse(costs.hides_host_attention(load0, draft.load1), slack)
+            return hides and costs.linear_per_layer(load0) >= floor
+
+        shortest = bisect.bisect_left(range(1, total), True, key=long_enough) + 1
+        return tuple(_first_tokens(prefills, shortest))
+
+    def _candidates(
+        self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel
+    ) -> Iterator[tuple[Mode, tuple[SubBatch, ...], SubBatch | None]]:
+        """The plans to choose from by rate, each with the GPU-only batch that it must not be worse than, if any.
+
+        GPU-only is one of them unless a row is overdue.
+        """
         # The overdue row is the first of sub-batch 1.
         placed = (*draft.host_rows1, *draft.host_rows0)[: self._limits.max_batch_rows]
-        candidates = []
-        gpu_only = non_empty(draft.batch0(()))
+        gpu_only = non_empty(draft.batch0(draft.prefills, ()))
         if gpu_only and not draft.has_overdue_row:
-            candidates.append((Mode.GPU_ONLY, gpu_only))
-        if draft.host_rows1 and draft.batch0(draft.host_rows0).num_requests:
-            batches = (draft.batch0(draft.host_rows0), SubBatch(host_decodes=tuple(draft.host_rows1)))
-            candidates.append((Mode.ASYMMETRIC, batches))
+            yield Mode.GPU_ONLY, gpu_only, None
+        if draft.host_rows1:
+            batch1 = SubBatch(host_decodes=tuple(draft.host_rows1))
+            for prefills in dict.fromkeys((draft.prefills, self._cut(draft, costs))):
+                batch0 = draft.batch0(prefills, draft.host_rows0)
+                rival = draft.batch0(prefills, ())
+                if batch0.num_rows:
+                    yield Mode.ASYMMETRIC, (batch0, batch1), None if draft.has_overdue_row else rival
         if draft.has_overdue_row:
-            candidates.append((Mode.SERIAL, (draft.batch0(placed),)))
+            yield Mode.SERIAL, (draft.batch0(draft.prefills, placed),), None
         if not gpu_only and on_host:
             # Nothing on the device hides anything: the host's requests run by themselves, in one batch or in halves.
             longest_idle_first = sorted(on_host, key=lambda request: -request.idle_steps)
             rows = decode_rows(longest_idle_first[: self._limits.max_batch_rows])
-            candidates.append((Mode.SERIAL, (SubBatch(host_decodes=rows),)))
+            yield Mode.SERIAL, (SubBatch(host_decodes=rows),), None
             if len(rows) > 1:
                 halves = (SubBatch(host_decodes=rows[::2]), SubBatch(host_decodes=rows[1::2]))
-                candidates.append((Mode.ASYMMETRIC, halves))
-        return candidates
+                yield Mode.ASYMMETRIC, halves, None
 
 
-def _rate(plan: StepPlan) -> float:
-    """Requests advanced per predicted nanosecond."""
-    return plan.num_requests / plan.predicted.total_ns if plan.num_requests else 0.0
+def progress_rate(plan: StepPlan) -> float:
+    """Requests advanced per predicted nanosecond; a chunk advances its request by its share of the prompt."""
+    prefills = [prefill for batch in plan.sub_batches for prefill in batch.prefills]
+    decodes = plan.num_requests - sum(prefill.ends_prompt for prefill in prefills)
+    advanced = decodes + sum(prefill.num_tokens / prefill.prompt_tokens for prefill in prefills)
+    return advanced / plan.predicted.total_ns if advanced else 0.0
+
+
+def _offloading_pays(device_load: BatchLoad, rows: int, host_context: int, costs: CostModel) -> bool:
+    """Whether decodes of the device and `rows` of the host, in halves, advance more requests than the device alone."""
+    half = rows // 2
+    halves = []
+    for load, own_rows in ((device_load, half), (BatchLoad(), rows - half)):
+        requests = load.requests + own_rows
+        context = round(host_context * own_rows / rows)
+        halves.append(replace(load, rows=requests, requests=requests, host_rows=own_rows, host_context=context))
+    offloading = (device_load.requests + rows) / costs.predict(Mode.ASYMMETRIC, halves).total_ns
+    return offloading > device_load.requests / costs.predict(Mode.GPU_ONLY, [device_load]).total_ns
+
+
+def _first_tokens(prefills: Sequence[Prefill], num_tokens: int) -> Iterator[Prefill]:
+    for prefill in prefills:
+        size = min(num_tokens, prefill.num_tokens)
+        if not size:
+            return
+        num_tokens -= size
+        yield replace(prefill, num_tokens=size, remaining_tokens=prefill.prompt_tokens - prefill.start_tokens - size)
+
+
+def _blocks_read_back(batch: SubBatch, kv: KvView) -> int:
+    """Blocks of earlier chunks in the host tier, which the device needs to compute the next one."""
+    return sum(kv.blocks_for(prefill.start_tokens) for prefill in batch.prefills if prefill.tier is Tier.HOST)
 
 
 def _no_worse(new: tuple[float, float], old: tuple[float, float]) -> bool:
@@ -293,6 +333,6 @@ def _without_prefill(load: BatchLoad, prefill: Prefill, costs: CostModel) -> Bat
     return replace(
         load,
         rows=load.rows - prefill.num_tokens,
-        requests=load.requests - 1,
-        prefill_attention_ns=max(0.0, load.prefill_attention_ns - costs.tables.prefill_attention(prefill.num_tokens)),
+        requests=load.requests - prefill.ends_prompt,
+        prefill_attention_ns=max(0.0, load.prefill_attention_ns - costs.prefill_attention_per_layer(prefill)),
     )

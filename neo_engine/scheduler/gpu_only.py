@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from neobench.neo_engine.batch import BatchLimits, KvView, Mode, Prefill, QueuesView, StepPlan, SubBatch
 from neobench.neo_engine.cost_model import CostModel
-from neobench.neo_engine.scheduler.admission import (
-    TokenBudget,
-    admit_to_device,
-    decode_rows,
-    non_empty,
-    split_at_capacity,
-)
+from neobench.neo_engine.request import Tier
+from neobench.neo_engine.scheduler.admission import TokenBudget, admit, decode_rows, ids, non_empty, split_at_capacity
 
 
 class GpuOnly:
@@ -27,18 +22,10 @@ class GpuOnly:
         kept, preempted, free = split_at_capacity(queues.on_device, kv, kv.device_free)
         prefills: list[Prefill] = []
         if not preempted:
-            prefills, _ = admit_to_device(
-                queues.waiting,
-                kv,
-                free_blocks=free,
-                free_rows=self._limits.max_batch_rows - len(kept),
-                budget=TokenBudget(self._limits, used_tokens=len(kept)),
-            )
+            budget = TokenBudget(self._limits.max_batch_tokens - len(kept), chunked=False)
+            free_rows = self._limits.max_batch_rows - len(kept)
+            prefills, _ = admit(queues.waiting, Tier.DEVICE, kv, free_blocks=free, free_rows=free_rows, budget=budget)
         batches = non_empty(SubBatch(prefills=tuple(prefills), device_decodes=decode_rows(kept)))
         mode = Mode.GPU_ONLY if batches else Mode.IDLE
-        return StepPlan(
-            mode=mode,
-            sub_batches=batches,
-            preempt=tuple(request.request_id for request in preempted),
-            predicted=costs.predict_plan(mode, batches),
-        )
+        predicted = costs.predict_plan(mode, batches)
+        return StepPlan(mode=mode, sub_batches=batches, preempt=ids(preempted), predicted=predicted)

@@ -12,6 +12,8 @@ from neobench.neo_engine.cost_model import CostModel
 
 POLICIES: dict[str, str] = {
     "gpu_only": "neobench.neo_engine.scheduler.gpu_only:GpuOnly",
+    "chunked_prefill": "neobench.neo_engine.scheduler.chunked_prefill:ChunkedPrefill",
+    "full_offload": "neobench.neo_engine.scheduler.full_offload:FullOffload",
     "asymmetric_pipeline": "neobench.neo_engine.scheduler.asymmetric_pipeline:AsymmetricPipeline",
 }
 

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 GAUGES = frozenset({"num_running", "num_waiting", "device_blocks_used", "host_blocks_used"})
-"""The engine's figures that may fall; every other one counts up from the start."""
+"""The engine's whole numbers that may fall, as every float may; every other one counts up from the start."""
 
 
 class _StatsCollector(Collector):
@@ -20,7 +20,7 @@ class _StatsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, value in self._stats.items():
             family: type[GaugeMetricFamily | CounterMetricFamily]
-            family = GaugeMetricFamily if name in GAUGES else CounterMetricFamily
+            family = GaugeMetricFamily if name in GAUGES or isinstance(value, float) else CounterMetricFamily
             metric = family(f"neo_{name}", f"{name.replace('_', ' ')} of the engine", labels=["model_name"])
             metric.add_metric([self._model], value)
             yield metric

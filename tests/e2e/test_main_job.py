@@ -55,7 +55,9 @@ def test_both_engines_at_two_rates(start_neobench: Start, small_run: list[str], 
         stats = summary["engine_stats"]
         assert stats["finished_requests"] == 40, "warm-up is not counted"
         decoded = stats["gpu_decode_tokens"] + stats["cpu_decode_tokens"]
-        assert decoded + 40 + stats["preemptions"] == summary["total_output_tokens"], "a prefill yields one token"
+        prefilled = stats["prefills_to_device"] + stats["prefills_to_host"]
+        assert decoded + prefilled == summary["total_output_tokens"], "a prefill yields one token"
+        assert 0 < stats["prediction_error_median"] <= stats["prediction_error_p95"]
         assert stats["predicted_iteration_ns"] > 0
         assert stats["measured_iteration_ns"] > 0
     neo, gpu_only = summaries[1]["engine_stats"], summaries[3]["engine_stats"]
@@ -67,6 +69,21 @@ def test_both_engines_at_two_rates(start_neobench: Start, small_run: list[str], 
     run = load_run(folder / "neo-rate-90")
     assert run.complete
     assert run.info.engine["device"] == "emulated in RAM"
+
+
+def test_baselines_with_and_without_the_host(start_neobench: Start, small_run: list[str]) -> None:
+    engines = "chunked_prefill,full_offload"
+    process = start_neobench(
+        *small_run, "--engine", engines, "--rate", "90", "--num-requests", "30", "--max-batch-tokens", "40", "--json"
+    )
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode in (0, 4), stderr
+    chunked, offload = (summary["engine_stats"] for summary in json.loads(stdout))
+    assert chunked["finished_requests"] == offload["finished_requests"] == 30
+    assert chunked["prefill_chunks"] > 45, "prompts of 60 tokens, 40 an iteration"
+    assert chunked["cpu_decode_tokens"] == offload["gpu_decode_tokens"] == 0
+    assert offload["iterations_asymmetric"] > 0
+    assert offload["correction_linear"] != 1.0
 
 
 def test_ctrl_c_keeps_what_was_measured(start_neobench: Start, small_run: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import click
 def list_(what: str) -> None:
     """List the engines, workloads or models that have a name."""
     for name, description in _rows(what):
-        click.echo(f"{name:<16}{description}")
+        click.echo(f"{name:<21}{description}")
 
 
 def _rows(what: str) -> list[tuple[str, str]]:

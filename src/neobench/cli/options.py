@@ -90,6 +90,12 @@ _ENGINE_OPTIONS = (
         help="Longest prompt plus output.",
     ),
     click.option(
+        "--max-batch-tokens",
+        type=click.IntRange(1),
+        show_default=str(EngineConfig.max_batch_tokens),
+        help="Of one iteration: decodes of the device and prompts.",
+    ),
+    click.option(
         "--device-threads",
         type=click.IntRange(1),
         show_default="half",

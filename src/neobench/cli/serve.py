@@ -10,12 +10,12 @@ import click
 
 from neobench.cli.engine_config import engine_config
 from neobench.cli.options import engine_options
+from neobench.neo_engine.config import EngineConfig
+from neobench.neo_engine.scheduler.policy import POLICIES
 
 
 @click.command()
-@click.option(
-    "--policy", default="asymmetric_pipeline", show_default=True, help="asymmetric_pipeline (NEO) or gpu_only."
-)
+@click.option("--policy", default=EngineConfig.policy, show_default=True, help=f"{', '.join(POLICIES)}.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
 @click.option("--served-model-name", help="Name in the API; default: the model's.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from neobench.cli.engine_config import engine_config
+from neobench.neo_engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from neobench.harness.request import PromptRequest
@@ -64,7 +65,7 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     from neobench.workloads.workload import WorkloadError
 
     settings = {"model": session.model, **session.engine_options}
-    configs = [engine_config(settings, policy=_policy(name)) for name in session.engines]
+    configs = [engine_config(settings, policy=policy_of(name)) for name in session.engines]
     seeds = run_spec(session, session.engines[0], rate).seeds()
     try:
         requests, facts = build_requests(
@@ -80,8 +81,11 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     return Prompts(requests[: session.num_requests], requests[session.num_requests :], facts)
 
 
-def _policy(engine: str) -> str:
-    return "gpu_only" if engine == "gpu_only" else "asymmetric_pipeline"
+def policy_of(engine: str) -> str:
+    """The default one for engines that are not neobench's own."""
+    from neobench.engines.registry import ENGINES
+
+    return str(ENGINES[engine].settings.get("policy", EngineConfig.policy))
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:

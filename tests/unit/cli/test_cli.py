@@ -12,6 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neobench.cli import main
+from neobench.cli.session import policy_of
+from neobench.engines.registry import ENGINES
+from neobench.neo_engine.scheduler.policy import POLICIES
 
 
 def invoke(*arguments: str) -> Result:
@@ -62,8 +65,16 @@ def test_wrong_input_is_a_usage_error_that_says_the_fix(arguments: list[str], me
     assert message in result.output
 
 
+def test_every_engine_of_ours_has_a_policy_that_exists() -> None:
+    policies = {name: policy_of(name) for name in ENGINES}
+    assert set(policies.values()) == set(POLICIES)
+    assert policies["neo"] == policies["null"] == "asymmetric_pipeline"
+
+
 def test_list_names_everything() -> None:
-    assert {"neo", "gpu_only", "null"} <= set(invoke("list", "engines").output.split())
+    assert {"neo", "gpu_only", "chunked_prefill_256", "full_offload", "null"} <= set(
+        invoke("list", "engines").output.split()
+    )
     assert "carperai" in invoke("list", "workloads").output
     models = invoke("list", "models").output
     assert "llama-3.1-70b" in models

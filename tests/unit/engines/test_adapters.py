@@ -78,6 +78,17 @@ def test_options_become_flags_of_serve(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_may_fix_the_token_budget(tmp_path: Path) -> None:
+    flags = {}
+    for name in ("chunked_prefill", "chunked_prefill_256", "chunked_prefill_512"):
+        engine = create(name, launch(tmp_path, max_batch_tokens=1000))
+        assert isinstance(engine, NeoEngine)
+        command = engine.command(1)
+        assert command[command.index("--policy") + 1] == "chunked_prefill"
+        flags[name] = command[command.index("--max-batch-tokens") + 1]
+    assert flags == {"chunked_prefill": "1000", "chunked_prefill_256": "256", "chunked_prefill_512": "512"}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -29,7 +29,7 @@ class ScriptedEngine:
         return {"name": self.name}
 
     async def stats(self):
-        return {"served": self.served}
+        return {"served": self.served, "share": self.served / 16}
 
     async def check_alive(self) -> None:
         if self.dead:

@@ -41,7 +41,8 @@ async def test_one_engine_serves_several_rates(engine_class, make_requests, tmp_
         warmup = make_requests(2, first_index=8)
         summary = await run_one(spec, make_requests(8), engine, path, context=CONTEXT, warmup=warmup)
         assert summary["completed"] == summary["num_prompts"] == 8
-        assert summary["engine_stats"] == {"served": 8}
+        share = 10 / 16 if rate == 100 else 20 / 16
+        assert summary["engine_stats"] == {"served": 8, "share": share}, "counters by their growth, levels as they end"
         run = load_run(path)
         assert run.complete
         assert run.summary == json.loads(json.dumps(summary))

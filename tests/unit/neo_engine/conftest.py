@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from neobench.neo_engine.batch import Mode, StageTimes
+from neobench.neo_engine.batch import BatchLimits, KvView, Mode, QueuesView, RequestView, StageTimes, StepPlan
 from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.cost_model import CostModel, CostTables, Curve, Surface
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.executor.base import SampleRow
 from neobench.neo_engine.executor.inputs import BatchInputs
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
+from neobench.neo_engine.request import Tier
+from neobench.neo_engine.scheduler.admission import by_arrival
+from neobench.neo_engine.scheduler.policy import Policy
 
 NUM_LAYERS = 32
 
@@ -44,8 +47,9 @@ def card_tables(host_ns_per_token: float = 40.0) -> CostTables:
 class CountingExecutor:
     """Checks every step's inputs and returns token 1 for each request, in no time."""
 
-    def __init__(self, max_batch_rows: int) -> None:
-        self._max_batch_rows = max_batch_rows
+    def __init__(self, config: EngineConfig) -> None:
+        self._max_batch_rows = config.max_batch_rows
+        self._block_size = config.block_size
 
     def execute(
         self,
@@ -63,6 +67,8 @@ class CountingExecutor:
                 for table in decodes.tables:
                     used += [(name, block) for block in table]
             for prefill in batch.prefills:
+                block_size = self._block_size
+                assert len(prefill.blocks) == -(-(prefill.start_tokens + prefill.num_tokens) // block_size)
                 used += [(prefill.tier.value, block) for block in prefill.blocks]
         assert len(set(used)) == len(used), "two requests share a block"
         for move in moves:
@@ -75,6 +81,74 @@ class CountingExecutor:
 
     def close(self) -> None:
         pass
+
+
+def check_plan(plan: StepPlan, queues: QueuesView, kv: KvView, limits: BatchLimits, *, cuts_prompts: bool) -> None:
+    """What every plan must keep: blocks, budgets, each request at most once, chunks one after the other."""
+    views = {r.request_id: r for r in by_arrival(queues.waiting, *running_queues(queues))}
+    held: dict[Tier, dict[int, int]] = {
+        Tier.DEVICE: {r.request_id: r.num_blocks for r in (*queues.on_device, *queues.prefilling_on_device)},
+        Tier.HOST: {r.request_id: r.num_blocks for r in (*queues.on_host, *queues.prefilling_on_host)},
+    }
+    for request_id in plan.preempt:
+        assert any(blocks.pop(request_id, None) for blocks in held.values())
+    for request_id in plan.swap_out:
+        held[Tier.HOST][request_id] = held[Tier.DEVICE].pop(request_id)
+    for request_id in plan.swap_in:
+        held[Tier.DEVICE][request_id] = held[Tier.HOST].pop(request_id)
+    seen = list(plan.preempt)
+    prompt_tokens = 0
+    for batch in plan.sub_batches:
+        for prefill in batch.prefills:
+            view = views[prefill.request_id]
+            assert prefill.num_tokens > 0
+            assert prefill.start_tokens == view.num_computed_tokens
+            assert prefill.prompt_tokens == view.num_tokens
+            assert (prefill.request_id in held[prefill.tier]) == (prefill.start_tokens > 0), (
+                "a prompt stays in its tier"
+            )
+            held[prefill.tier][prefill.request_id] = kv.blocks_for(prefill.end_tokens)
+            seen.append(prefill.request_id)
+            prompt_tokens += prefill.num_tokens
+        for tier, rows in ((Tier.DEVICE, batch.device_decodes), (Tier.HOST, batch.host_decodes)):
+            assert len(rows) <= limits.max_batch_rows
+            for row in rows:
+                assert row.request_id in held[tier], "a decode runs where its KV lives"
+                assert row.context_tokens == views[row.request_id].num_tokens
+                assert views[row.request_id].num_computed_tokens == row.context_tokens - 1
+                held[tier][row.request_id] = kv.blocks_for(row.context_tokens)
+                seen.append(row.request_id)
+    assert len(seen) == len(set(seen)), "a request runs at most once"
+    assert sum(held[Tier.DEVICE].values()) <= kv.device_total
+    assert sum(held[Tier.HOST].values()) <= kv.host_total
+    decodes = sum(len(batch.device_decodes) for batch in plan.sub_batches)
+    if cuts_prompts and prompt_tokens:
+        assert prompt_tokens + decodes <= limits.max_batch_tokens
+
+
+def running_queues(queues: QueuesView) -> tuple[Sequence[RequestView], ...]:
+    return queues.on_device, queues.on_host, queues.prefilling_on_device, queues.prefilling_on_host
+
+
+class CheckedPolicy:
+    """A policy under `check_plan`."""
+
+    def __init__(self, policy: Policy, limits: BatchLimits, *, cuts_prompts: bool) -> None:
+        self.last_plan = StepPlan(Mode.IDLE)
+        self._policy = policy
+        self._limits = limits
+        self._cuts_prompts = cuts_prompts
+
+    def next_step(self, queues: QueuesView, kv: KvView, costs: CostModel) -> StepPlan:
+        plan = self.last_plan = self._policy.next_step(queues, kv, costs)
+        assert plan == self._policy.next_step(queues, kv, costs), "pure and deterministic"
+        check_plan(plan, queues, kv, self._limits, cuts_prompts=self._cuts_prompts)
+        return plan
+
+
+@pytest.fixture(scope="session", name="check_plan")
+def check_plan_fixture() -> Callable[..., None]:
+    return check_plan
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +164,10 @@ def make_engine() -> Callable[..., NeoEngine]:
         config = EngineConfig(policy=policy, **settings)
         block_bytes = config.block_bytes(config.host_layout)
         config = EngineConfig(policy=policy, host_memory_bytes=host_blocks * block_bytes, **settings)
-        return NeoEngine(
-            config, CountingExecutor(config.max_batch_rows), CostModel(card_tables(host_ns_per_token), NUM_LAYERS)
-        )
+        engine = NeoEngine(config, CountingExecutor(config), CostModel(card_tables(host_ns_per_token), NUM_LAYERS))
+        limits = BatchLimits(config.max_batch_tokens, config.max_batch_rows)
+        cuts_prompts = policy in ("chunked_prefill", "asymmetric_pipeline")
+        engine._policy = CheckedPolicy(engine._policy, limits, cuts_prompts=cuts_prompts)
+        return engine
 
     return make

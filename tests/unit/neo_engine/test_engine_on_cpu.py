@@ -11,12 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from neobench.neo_engine.batch import Mode, Prefill, StepPlan, SubBatch  # noqa: E402
 from neobench.neo_engine.build import build_executor, check_memory  # noqa: E402
 from neobench.neo_engine.config import ConfigError, EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.profiler import QUICK, cache_path, capped_by_larger, load_or_measure, measure, profile_key  # noqa: E402
-from neobench.neo_engine.request import SamplingParams  # noqa: E402
+from neobench.neo_engine.request import SamplingParams, Tier  # noqa: E402
 
 Requests = list[tuple[list[int], SamplingParams]]
 
@@ -33,7 +34,8 @@ def mixed_requests(count: int, *, seed: int = 0, longest_prompt: int = 150, voca
 
 
 def run_engine(config: EngineConfig, tables: CostTables, requests: Requests) -> tuple[list[list[int]], dict[str, Any]]:
-    """Tokens of each request in order, two arriving each step, and the engine's statistics."""
+    """Tokens of each request in order, two arriving each step, and the engine's statistics; `tables` are kept to."""
+    config = replace(config, correct_costs=False)
     engine = NeoEngine(config, build_executor(config), CostModel(tables, config.shape.num_layers))
     tokens: dict[int, list[int]] = {}
     pending = list(requests)
@@ -80,32 +82,93 @@ def roomy(card: CostTables) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("policy", "device_blocks", "host_blocks", "expected"),
+    ("policy", "max_batch_tokens", "device_blocks", "host_blocks", "expected"),
     [
-        ("gpu_only", 20, 0, ["preemptions"]),
-        ("asymmetric_pipeline", 20, 400, ["cpu_decode_tokens", "iterations_asymmetric", "swaps_out", "swaps_in"]),
-        ("asymmetric_pipeline", 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
-        ("asymmetric_pipeline", 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
+        ("gpu_only", 2048, 20, 0, ["preemptions"]),
+        ("chunked_prefill", 23, 20, 0, ["preemptions"]),
+        ("chunked_prefill", 61, 300, 0, ["gpu_decode_tokens"]),
+        ("full_offload", 2048, 1, 400, ["cpu_decode_tokens", "iterations_asymmetric", "prefills_to_host"]),
+        ("full_offload", 100, 1, 18, ["preemptions", "iterations_asymmetric"]),
+        ("asymmetric_pipeline", 23, 20, 400, ["cpu_decode_tokens", "swaps_out", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 37, 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 2048, 20, 400, ["cpu_decode_tokens", "iterations_asymmetric", "swaps_out", "swaps_in"]),
+        ("asymmetric_pipeline", 2048, 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 2048, 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
     ],
 )
 def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
-    card: CostTables, roomy: list[list[int]], policy: str, device_blocks: int, host_blocks: int, expected: list[str]
+    card: CostTables,
+    roomy: list[list[int]],
+    policy: str,
+    max_batch_tokens: int,
+    device_blocks: int,
+    host_blocks: int,
+    expected: list[str],
 ) -> None:
     config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+    config = replace(config, max_batch_tokens=max_batch_tokens)
     config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
     tokens, stats = run_engine(config, card, mixed_requests(50))
     assert tokens == roomy
     assert {name: stats[name] for name in expected if not stats[name]} == {}
     assert len({tuple(sequence) for sequence in tokens}) == 50, "degenerate output would prove nothing"
+    if max_batch_tokens < 100 and policy != "full_offload":
+        prompts = stats["prefills_to_device"] + stats["prefills_to_host"]
+        assert stats["prefill_chunks"] > 1.5 * prompts
 
 
-def test_int8_kv_on_the_host_keeps_most_tokens(card: CostTables, roomy: list[list[int]]) -> None:
+def test_a_prompt_in_chunks_may_move_and_be_dropped_between_them(card: CostTables) -> None:
+    """Chunks that begin and end in mid-block, on either side, with a swap each way and a preemption among them."""
+    requests = mixed_requests(2, seed=4)
+    requests = [(prompt, replace(params, max_tokens=12)) for prompt, params in requests]
+    config = EngineConfig(policy="gpu_only", device_blocks=100, device_threads=1, host_threads=1)
+    whole, _ = run_engine(config, card, requests)
+    size = len(requests[0][0])
+    assert size > 60
+
+    def chunk(tier: Tier, start: int, end: int) -> SubBatch:
+        return SubBatch((Prefill(0, end - start, tier, start, size - end),))
+
+    script = [
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.HOST, 0, 5),)),
+        StepPlan(Mode.GPU_ONLY, preempt=(0,)),
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.DEVICE, 0, 13),)),
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.DEVICE, 13, 14),)),
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.HOST, 14, 31),), swap_out=(0,)),
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.HOST, 31, 50),)),
+        StepPlan(Mode.IDLE, swap_in=(0,)),
+        StepPlan(Mode.GPU_ONLY, (chunk(Tier.DEVICE, 50, size - 1),)),
+    ]
+    engine = NeoEngine(config, build_executor(config), CostModel(card, config.shape.num_layers))
+    try:
+        policy, engine._policy = engine._policy, Scripted(script)
+        engine.add_request(*requests[0])
+        for _ in script:
+            assert engine.step() == [], "no token before the prompt's end"
+        assert [view.request_id for view in engine._queues().on_device] == [0], "its last token decodes"
+        engine._policy = policy
+        tokens = [engine.step()[0].token_id for _ in range(12)]
+    finally:
+        engine.close()
+    assert tokens == whole[0]
+
+
+class Scripted:
+    def __init__(self, plans: list[StepPlan]) -> None:
+        self._plans = iter(plans)
+
+    def next_step(self, *_: object) -> StepPlan:
+        return next(self._plans)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 37])
+def test_int8_kv_on_the_host_keeps_most_tokens(card: CostTables, roomy: list[list[int]], max_batch_tokens: int) -> None:
     """Requests move both ways through the conversion; an error in it would change nearly every token after a move.
 
     Of a random model the best two tokens are often close, and one changed token changes all that follow.
     """
     config = EngineConfig(policy="asymmetric_pipeline", device_blocks=20, device_threads=1, host_threads=1)
-    config = replace(config, host_kv_dtype="int8")
+    config = replace(config, host_kv_dtype="int8", max_batch_tokens=max_batch_tokens)
     config = replace(config, host_memory_bytes=400 * config.block_bytes(config.host_layout))
     assert config.block_bytes(config.host_layout) < 0.3 * config.block_bytes(config.device_layout)
     tokens, stats = run_engine(config, card, mixed_requests(50))
@@ -121,8 +184,9 @@ def test_seeded_sampling_does_not_depend_on_policy_or_tier_sizes(card: CostTable
         for index, (prompt, params) in enumerate(mixed_requests(12, seed=1))
     ]
     outputs = []
-    for policy, device_blocks in (("gpu_only", 500), ("gpu_only", 20), ("asymmetric_pipeline", 12)):
+    for policy, device_blocks in (("gpu_only", 500), ("chunked_prefill", 20), ("asymmetric_pipeline", 12)):
         config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
+        config = replace(config, max_batch_tokens=50)
         outputs.append(run_engine(config, card, requests)[0])
     assert outputs[0] == outputs[1] == outputs[2]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neobench.neo_engine.kernels.kv_pieces import pack_tokens, unpack_tokens
-from neobench.neo_engine.kernels.prefill import store_prompt_kv
+from neobench.neo_engine.kernels.prefill import causal_attention, read_prompt_kv, store_prompt_kv
 from neobench.neo_engine.kv_cache.layout import KvLayout
 
 
@@ -58,3 +58,35 @@ def test_a_prompt_is_stored_in_its_blocks_and_layer_alone(num_tokens):
     untouched[blocks] = False
     assert (kv[:, 0] == 7).all()
     assert (kv[untouched] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("block_size", "cuts"), [(16, (5,)), (16, (16, 33)), (24, (1, 7, 23, 24, 49)), (5, (3, 4, 20))]
+)
+def test_chunks_store_the_bytes_of_a_whole_prompt_and_give_them_back(dtype, block_size, cuts):
+    layout = KvLayout(dtype, 64, block_size)
+    num_tokens = 61
+    key, value = torch.randn(2, num_tokens, 3, 64).to(torch.float32 if dtype == "int8" else getattr(torch, dtype))
+    blocks = torch.randperm(40)[: -(-num_tokens // block_size)]
+    whole, chunked = torch.full((2, 40, 2, 3, layout.piece_bytes), 7, dtype=torch.uint8)
+    store_prompt_kv(whole, layout, 1, blocks, key, value)
+    for start, end in zip((0, *cuts), (*cuts, num_tokens), strict=True):
+        used = blocks[: -(-end // block_size)]
+        store_prompt_kv(chunked, layout, 1, used, key[start:end], value[start:end], start_tokens=start)
+        back = read_prompt_kv(chunked, layout, 1, used, end)
+        for got, expected in zip(back, (key, value), strict=True):
+            assert got.shape == expected[:end].shape
+            if dtype == "int8":
+                assert ((got - expected[:end]).abs() <= 0.51 * expected[:end].abs().amax(-1, keepdim=True) / 127).all()
+            else:
+                assert torch.equal(got, expected[:end])
+    assert torch.equal(chunked, whole)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 1, 20, 36])
+def test_a_chunk_attends_like_the_end_of_the_whole_prompt(kv_heads, start):
+    query, key, value = (torch.randn(37, heads, 64) for heads in (4, kv_heads, kv_heads))
+    whole = causal_attention(query, key, value)
+    torch.testing.assert_close(causal_attention(query[start:], key, value), whole[start:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 from neobench.neo_engine.batch import BatchLimits, KvView, Mode, QueuesView, RequestView, StepPlan, SubBatch
 from neobench.neo_engine.cost_model import CostModel
 from neobench.neo_engine.request import Tier
-from neobench.neo_engine.scheduler.asymmetric_pipeline import _MAX_IDLE_STEPS, AsymmetricPipeline
+from neobench.neo_engine.scheduler.asymmetric_pipeline import (
+    _MAX_IDLE_STEPS,
+    _SWITCHING_GAIN,
+    AsymmetricPipeline,
+    progress_rate,
+)
 
 LIMITS = BatchLimits(max_batch_tokens=2048, max_batch_rows=256)
 BLOCK = 16
@@ -20,12 +26,16 @@ BLOCK = 16
 def view(request_id: int, num_tokens: int, *, running: bool = True, idle_steps: int = 1) -> RequestView:
     """A request as the engine shows it; a running one holds the blocks of all but its newest token."""
     blocks = -(-(num_tokens - 1) // BLOCK) if running else 0
-    return RequestView(request_id, num_tokens, blocks, idle_steps)
+    return RequestView(request_id, num_tokens, blocks, idle_steps, num_tokens - 1 if running else 0)
+
+
+def begun(request_id: int, num_tokens: int, computed: int) -> RequestView:
+    return RequestView(request_id, num_tokens, -(-computed // BLOCK), 1, computed)
 
 
 def kv_view(queues: QueuesView, *, device_total: int, host_total: int) -> KvView:
-    device_used = sum(request.num_blocks for request in queues.on_device)
-    host_used = sum(request.num_blocks for request in queues.on_host)
+    device_used = sum(request.num_blocks for request in (*queues.on_device, *queues.prefilling_on_device))
+    host_used = sum(request.num_blocks for request in (*queues.on_host, *queues.prefilling_on_host))
     return KvView(BLOCK, device_total, device_total - device_used, host_total, host_total - host_used)
 
 
@@ -42,26 +52,36 @@ def plan_for(queues: QueuesView, costs: CostModel, *, device_total: int, host_to
 
 
 tokens = st.lists(st.integers(2, 2000), max_size=30)
+chunks = st.lists(st.tuples(st.integers(1, 1500), st.integers(2, 1500)), max_size=3)
 
 
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[QueuesView, int, int]:
+def situations(draw: st.DrawFn) -> tuple[QueuesView, KvView]:
     queues = make_queues(draw(tokens), draw(tokens), draw(tokens))
-    used = sum(request.num_blocks for request in queues.on_device)
-    host_used = sum(request.num_blocks for request in queues.on_host)
-    return queues, used + draw(st.integers(1, 400)), host_used + draw(st.integers(0, 4000))
+    queues = dataclasses.replace(
+        queues,
+        prefilling_on_device=[begun(1000 + i, done + more, done) for i, (done, more) in enumerate(draw(chunks))],
+        prefilling_on_host=[begun(2000 + i, done + more, done) for i, (done, more) in enumerate(draw(chunks))],
+        last_mode=draw(st.sampled_from(Mode)),
+    )
+    kv = kv_view(queues, device_total=0, host_total=0)
+    free_device, free_host = draw(st.integers(1, 400)), draw(st.integers(0, 4000))
+    return queues, KvView(BLOCK, free_device - kv.device_free, free_device, free_host - kv.host_free, free_host)
 
 
-def rate(plan: StepPlan) -> float:
-    return plan.num_requests / plan.predicted.total_ns
+def blocks_moved(plan: StepPlan, queues: QueuesView, kv: KvView) -> int:
+    running = (*queues.on_device, *queues.on_host, *queues.prefilling_on_device, *queues.prefilling_on_host)
+    moved = sum(r.num_blocks for r in running if r.request_id in {*plan.swap_in, *plan.swap_out})
+    prefills = [prefill for batch in plan.sub_batches for prefill in batch.prefills]
+    return moved + sum(kv.blocks_for(p.start_tokens) for p in prefills if p.tier is Tier.HOST)
 
 
 @settings(max_examples=300, deadline=None)
 @given(situation=situations())
-def test_greedy_hiding_and_deterministic(costs: CostModel, situation: tuple[QueuesView, int, int]) -> None:
-    queues, device_total, host_total = situation
-    plan = plan_for(queues, costs, device_total=device_total, host_total=host_total)
-    assert plan == plan_for(queues, costs, device_total=device_total, host_total=host_total)
+def test_greedy_hiding_and_deterministic(costs: CostModel, situation: tuple[QueuesView, KvView]) -> None:
+    queues, kv = situation
+    plan = AsymmetricPipeline(LIMITS).next_step(queues, kv, costs)
+    assert plan == AsymmetricPipeline(LIMITS).next_step(queues, kv, costs)
     assert not (plan.swap_in and plan.swap_out)
     if not plan.sub_batches:
         return
@@ -75,39 +95,87 @@ def test_greedy_hiding_and_deterministic(costs: CostModel, situation: tuple[Queu
         assert not plan.sub_batches[1].prefills
         loads = [costs.load(batch) for batch in plan.sub_batches]
         assert min(costs.hides_host_attention(*loads)) >= 0, "the host is always hidden"
-        without_host = dataclasses.replace(plan.sub_batches[0], host_decodes=())
-        moved = {*plan.swap_in, *plan.swap_out}
-        blocks = sum(r.num_blocks for r in (*queues.on_device, *queues.on_host) if r.request_id in moved)
-        gpu_only = costs.predict_plan(Mode.GPU_ONLY, (without_host,), blocks)
-        assert rate(plan) >= without_host.num_requests / gpu_only.total_ns, "never worse than GPU-only"
+        rival = SubBatch(plan.sub_batches[0].prefills, plan.sub_batches[0].device_decodes)
+        predicted = costs.predict_plan(Mode.GPU_ONLY, (rival,), blocks_moved(plan, queues, kv))
+        margin = _SWITCHING_GAIN if queues.last_mode is Mode.ASYMMETRIC else 1.0
+        gpu_only = StepPlan(Mode.GPU_ONLY, (rival,), predicted=predicted)
+        assert progress_rate(plan) * margin >= progress_rate(gpu_only), "never worse than GPU-only"
 
 
 @settings(max_examples=300, deadline=None)
 @given(situation=situations())
-def test_a_plan_fits_the_blocks_it_was_given(costs: CostModel, situation: tuple[QueuesView, int, int]) -> None:
-    queues, device_total, host_total = situation
-    kv = kv_view(queues, device_total=device_total, host_total=host_total)
+def test_a_plan_keeps_what_every_plan_must(
+    costs: CostModel, check_plan: Callable[..., None], situation: tuple[QueuesView, KvView]
+) -> None:
+    queues, kv = situation
     plan = AsymmetricPipeline(LIMITS).next_step(queues, kv, costs)
-    size = {r.request_id: r for r in (*queues.waiting, *queues.on_device, *queues.on_host)}
-    held = {Tier.DEVICE: {r.request_id: r.num_blocks for r in queues.on_device}}
-    held[Tier.HOST] = {r.request_id: r.num_blocks for r in queues.on_host}
-    for request_id in plan.preempt:
-        held[Tier.DEVICE].pop(request_id, None)
-        held[Tier.HOST].pop(request_id, None)
-    for request_id in plan.swap_out:
-        held[Tier.HOST][request_id] = held[Tier.DEVICE].pop(request_id)
-    for request_id in plan.swap_in:
-        held[Tier.DEVICE][request_id] = held[Tier.HOST].pop(request_id)
-    for batch in plan.sub_batches:
-        for prefill in batch.prefills:
-            held[prefill.tier][prefill.request_id] = kv.blocks_for(prefill.num_tokens)
-        for tier, rows in ((Tier.DEVICE, batch.device_decodes), (Tier.HOST, batch.host_decodes)):
-            for row in rows:
-                assert row.request_id in held[tier], "a decode runs where its KV lives"
-                assert row.context_tokens == size[row.request_id].num_tokens
-                held[tier][row.request_id] = kv.blocks_for(row.context_tokens)
-    assert sum(held[Tier.DEVICE].values()) <= device_total
-    assert sum(held[Tier.HOST].values()) <= host_total
+    check_plan(plan, queues, kv, LIMITS, cuts_prompts=True)
+    staying = {r.request_id for r in queues.prefilling_on_device} - {*plan.swap_out, *plan.preempt}
+    if staying:
+        chunks = [prefill for batch in plan.sub_batches for prefill in batch.prefills]
+        assert chunks[0].request_id == min(staying), "the oldest prompt begun goes on"
+
+
+@settings(max_examples=200, deadline=None)
+@given(situation=situations())
+def test_a_mode_is_left_only_for_a_gain(costs: CostModel, situation: tuple[QueuesView, KvView]) -> None:
+    """Never worse than GPU-only beyond the margin, and the same mode twice where another gains less than the margin."""
+    queues, kv = situation
+
+    def plan_after(last_mode: Mode) -> StepPlan:
+        return AsymmetricPipeline(LIMITS).next_step(dataclasses.replace(queues, last_mode=last_mode), kv, costs)
+
+    unbiased = plan_after(Mode.IDLE)
+    for last_mode in (Mode.GPU_ONLY, Mode.SERIAL, Mode.ASYMMETRIC):
+        plan = plan_after(last_mode)
+        if unbiased.mode is last_mode:
+            assert plan.mode is last_mode
+            assert progress_rate(plan) >= progress_rate(unbiased)
+        elif plan.mode is last_mode:
+            assert progress_rate(plan) * _SWITCHING_GAIN >= progress_rate(unbiased)
+        else:
+            assert plan == unbiased
+
+
+def test_a_prompt_is_cut_to_the_budget_and_goes_on(costs: CostModel) -> None:
+    queues = make_queues([5000], [300] * 48, [])
+    plan = plan_for(queues, costs, device_total=2000)
+    (first,) = plan.sub_batches[0].prefills
+    assert (first.num_tokens, first.start_tokens, first.remaining_tokens) == (2000, 0, 3000)
+    queues = QueuesView(on_device=queues.on_device, prefilling_on_device=[begun(48, 5000, 2000)])
+    (second,) = plan_for(queues, costs, device_total=2000).sub_batches[0].prefills
+    assert (second.num_tokens, second.start_tokens, second.remaining_tokens) == (2000, 2000, 1000)
+
+
+def test_a_long_prompt_beside_a_busy_host_is_cut_so_that_the_host_stays_hidden(costs: CostModel) -> None:
+    """Whole, the prompt would leave the host idle for most of a long iteration."""
+    plan = plan_for(make_queues([2000], [300] * 20, [400] * 40), costs, device_total=20 * 20 + 126)
+    assert plan.mode is Mode.ASYMMETRIC
+    assert sum(len(batch.host_decodes) for batch in plan.sub_batches) == 40 - len(plan.swap_in) > 30
+    (chunk,) = plan.sub_batches[0].prefills
+    assert 100 < chunk.num_tokens < 1000
+    loads = [costs.load(batch) for batch in plan.sub_batches]
+    assert min(costs.hides_host_attention(*loads)) >= 0
+    bare = dataclasses.replace(loads[0], rows=loads[0].rows - chunk.num_tokens)
+    assert costs.linear_per_layer(loads[0]) >= 2 * costs.linear_per_layer(bare), "prompts keep half of the device"
+
+
+def test_a_begun_prompt_leaves_a_full_device_with_its_kv(costs: CostModel) -> None:
+    queues = dataclasses.replace(make_queues([], [17, 17], []), prefilling_on_device=[begun(7, 100, 40)])
+    plan = plan_for(queues, costs, device_total=5)
+    assert plan.swap_out == (7,)
+    (chunk,) = plan.sub_batches[0].prefills
+    assert (chunk.tier, chunk.start_tokens, chunk.num_tokens) == (Tier.HOST, 40, 60)
+    assert plan_for(queues, costs, device_total=5, host_total=1).preempt == (7,)
+
+
+def test_newcomers_leave_alone_what_a_begun_prompt_will_need(costs: CostModel) -> None:
+    queues = dataclasses.replace(make_queues([100], [17], []), prefilling_on_device=[begun(7, 4000, 1600)])
+    for device_total, tier in ((2 + 251 + 7, Tier.DEVICE), (2 + 251 + 6, None)):
+        limits = BatchLimits(max_batch_tokens=4000, max_batch_rows=256)
+        kv = kv_view(queues, device_total=device_total, host_total=0)
+        plan = AsymmetricPipeline(limits).next_step(queues, kv, costs)
+        assert [p.tier for p in plan.sub_batches[0].prefills if p.request_id != 7] == [tier] * (tier is not None)
 
 
 def test_a_device_with_room_for_all_stays_gpu_only(costs: CostModel) -> None:
@@ -124,9 +192,36 @@ def test_few_waiting_prompts_do_not_pay_for_a_second_pass_over_the_weights(costs
 
 def test_many_waiting_prompts_go_to_the_host_once_the_device_is_full(costs: CostModel) -> None:
     plan = plan_for(make_queues([370] * 20, [370, 370], []), costs, device_total=54)
-    tiers = [prefill.tier for prefill in plan.sub_batches[0].prefills]
-    assert set(tiers) == {Tier.HOST}
-    assert len(tiers) * 370 <= LIMITS.max_batch_tokens
+    prefills = plan.sub_batches[0].prefills
+    assert {prefill.tier for prefill in prefills} == {Tier.HOST}
+    assert sum(prefill.num_tokens for prefill in prefills) == LIMITS.max_batch_tokens - 2
+
+
+@pytest.mark.parametrize(("num_waiting", "taken_up"), [(1, 0), (4, 0), (60, 1)])
+def test_one_prompt_an_iteration_goes_to_the_host_if_enough_wait_to_make_it_pay(
+    costs: CostModel, num_waiting: int, taken_up: int
+) -> None:
+    """A few host rows never pay for a second pass over the weights; the many that wait will."""
+    queues = make_queues([370] * num_waiting, [370] * 16, [])
+    limits = BatchLimits(max_batch_tokens=16 + 370, max_batch_rows=256)
+    kv = kv_view(queues, device_total=16 * 24 + 4, host_total=100_000)
+    plan = AsymmetricPipeline(limits).next_step(queues, kv, costs)
+    assert [prefill.tier for prefill in plan.sub_batches[0].prefills] == [Tier.HOST] * taken_up
+
+
+def test_host_rows_that_cannot_all_be_hidden_take_turns(costs: CostModel) -> None:
+    policy = AsymmetricPipeline(LIMITS)
+    on_device = tuple(view(i, 300) for i in range(10))
+    idle = {1000 + i: 1 for i in range(60)}
+    longest = 0
+    for _ in range(50):
+        queues = QueuesView((), on_device, [view(i, 1000, idle_steps=steps) for i, steps in idle.items()])
+        plan = policy.next_step(queues, kv_view(queues, device_total=10 * 19, host_total=10**6), costs)
+        ran = {row.request_id for batch in plan.sub_batches for row in batch.host_decodes}
+        assert 10 < len(ran) < 60
+        idle = {i: 1 if i in ran else steps + 1 for i, steps in idle.items()}
+        longest = max(longest, *idle.values())
+    assert longest <= 1 + 60 // 10
 
 
 def test_prompts_for_the_host_are_trimmed_while_it_has_all_it_can_hide(costs: CostModel) -> None:

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neobench.neo_engine.batch import Mode, RequestView
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.request import FinishReason, RequestRejectedError, SamplingParams
+from neobench.neo_engine.scheduler.full_offload import equal_halves
+from neobench.neo_engine.scheduler.policy import POLICIES
 
 EngineFactory = Callable[..., NeoEngine]
 lengths = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=25)
@@ -35,7 +38,7 @@ def run_to_the_end(engine: NeoEngine, workload: list[tuple[int, int]], *, arriva
     return tokens
 
 
-@pytest.mark.parametrize("policy", ["gpu_only", "asymmetric_pipeline"])
+@pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=100, deadline=None)
 @given(
     workload=lengths,
@@ -60,7 +63,7 @@ def test_every_request_finishes_with_its_length_and_every_block_comes_back(
     engine = make_engine(
         policy,
         device_blocks=device_blocks,
-        host_blocks=host_blocks,
+        host_blocks=max(9, host_blocks) if policy == "full_offload" else host_blocks,
         host_ns_per_token=host_ns_per_token,
         max_batch_tokens=max_batch_tokens,
         max_batch_rows=max_batch_rows,
@@ -71,6 +74,54 @@ def test_every_request_finishes_with_its_length_and_every_block_comes_back(
     assert stats["device_blocks_used"] == 0
     assert stats["host_blocks_used"] == 0
     assert stats["finished_requests"] == len(workload)
+
+
+def test_chunks_hold_up_decodes_for_one_budget_at_most(make_engine: EngineFactory) -> None:
+    engine = make_engine("chunked_prefill", device_blocks=100, max_batch_tokens=64)
+    short = engine.add_request([1] * 10, SamplingParams(max_tokens=40, ignore_eos=True))
+    engine.step()
+    long = engine.add_request([1] * 600, SamplingParams(max_tokens=2, ignore_eos=True))
+    for _ in range(-(-600 // 63) - 1):
+        assert [output.request_id for output in engine.step()] == [short]
+    assert {output.request_id for output in engine.step()} == {short, long}
+    assert engine.stats()["prefill_chunks"] == 1 + -(-600 // 63)
+
+
+def test_chunked_prefill_takes_up_what_fits_as_a_whole_and_preempts_the_newest(make_engine: EngineFactory) -> None:
+    engine = make_engine("chunked_prefill", device_blocks=10, max_batch_tokens=64)
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    engine.add_request([1] * 31, params)
+    engine.step()
+    engine.add_request([1] * 100, params)
+    engine.add_request([1] * 20, params)
+    engine.step()
+    assert engine.stats()["device_blocks_used"] == 2 + 4, "63 tokens of the second"
+    assert engine.stats()["num_waiting"] == 1, "the third leaves alone what the second will need"
+    while not engine.stats()["preemptions"]:
+        engine.step()
+    assert engine.stats()["num_running"] == 1
+    assert engine.stats()["prefill_tokens"] == 31 + 100, "the second yields, and the third has not overtaken it"
+
+
+def test_full_offload_halves_the_context(make_engine: EngineFactory) -> None:
+    engine = make_engine("full_offload", device_blocks=1, host_blocks=400)
+    for length in (500, 10, 300, 200, 11, 12, 13):
+        engine.add_request([1] * length, SamplingParams(max_tokens=3, ignore_eos=True))
+    engine.step()
+    plan = engine._policy.next_step(engine._queues(), engine._tables.view(), engine._costs)
+    contexts = [[row.context_tokens for row in batch.host_decodes] for batch in plan.sub_batches]
+    assert plan.mode is Mode.ASYMMETRIC
+    assert [len(half) for half in contexts] == [4, 3]
+    assert abs(sum(contexts[0]) - sum(contexts[1])) <= 20
+
+
+@given(st.lists(st.integers(2, 3000), max_size=40))
+def test_equal_halves_differ_by_no_more_than_the_longest(contexts: list[int]) -> None:
+    first, second = equal_halves([RequestView(i, context, 0) for i, context in enumerate(contexts)])
+    assert sorted(row.context_tokens for row in (*first, *second)) == sorted(contexts)
+    assert 0 <= len(first) - len(second) <= 1
+    difference = sum(row.context_tokens for row in first) - sum(row.context_tokens for row in second)
+    assert abs(difference) <= max(contexts, default=0)
 
 
 @pytest.mark.parametrize(("device_blocks", "host_blocks"), [(1, 60), (4, 60), (60, 1)])

@@ -87,7 +87,7 @@ class EchoEngine:
         return bool(self.live)
 
     def stats(self) -> dict[str, int | float]:
-        return {"steps": self.steps, "num_running": len(self.live)}
+        return {"steps": self.steps, "num_running": len(self.live), "error": 0.5}
 
     def info(self) -> dict[str, Any]:
         return {"policy": self.config.policy}

@@ -97,7 +97,7 @@ async def test_failing_step_ends_all_streams_and_the_engine(running: AsyncEngine
     assert running.unavailable_reason == "the engine failed: RuntimeError: scripted failure"
     with pytest.raises(EngineUnavailableError, match="scripted failure"):
         running.submit([10], params())
-    assert await running.stats() == {"steps": 1, "num_running": 3}
+    assert await running.stats() == {"steps": 1, "num_running": 3, "error": 0.5}
     assert await running.drain(5.0)
 
 
@@ -146,5 +146,5 @@ async def test_not_started(engine: Any) -> None:
     async_engine = AsyncEngine(engine)
     with pytest.raises(EngineUnavailableError, match="not been started"):
         async_engine.submit([10], params())
-    assert await async_engine.stats() == {"steps": 0, "num_running": 0}
+    assert await async_engine.stats() == {"steps": 0, "num_running": 0, "error": 0.5}
     await async_engine.shutdown()

@@ -374,7 +374,7 @@ class TestFacts:
 
     async def test_stats_and_info(self, server: Any) -> None:
         await server.complete(prompt=[10], max_tokens=5)
-        assert await server.get("/stats") == (200, {"steps": 5})
+        assert await server.get("/stats") == (200, {"steps": 5, "error": 0.5})
         assert await server.get("/info") == (200, {"served_model_name": "tiny", "policy": "gpu_only"})
 
     async def test_metrics(self, server: Any) -> None:
@@ -386,3 +386,4 @@ class TestFacts:
         assert "# TYPE neo_steps_total counter" in text
         assert 'neo_num_running{model_name="tiny"} 0.0' in text
         assert "# TYPE neo_num_running gauge" in text
+        assert "# TYPE neo_error gauge" in text
