@@ -1,4 +1,4 @@
-"""Causal attention of whole prompts, and the store of their KV into paged memory."""
+"""Causal attention of one prompt or chunk, and the store of a prompt's KV into paged memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from neobench.neo_engine.kv_cache.layout import KvLayout
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """One prompt: query [tokens, query_heads, head_dim], key and value [tokens, kv_heads, head_dim].
+    """One prompt: query [tokens, query_heads, head_dim], key and value [context, kv_heads, head_dim].
 
+    The queries are the last of the context's tokens: each attends to itself and to all before it.
     Returns [tokens, query_heads * head_dim].
     """
-    grouped = query.shape[1] != key.shape[1]
+    num_tokens, context = query.shape[0], key.shape[0]
+    earlier = None
+    if num_tokens != context:
+        earlier = torch.ones(num_tokens, context, dtype=torch.bool, device=query.device).tril(context - num_tokens)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
-        is_causal=True,
-        enable_gqa=grouped,
+        attn_mask=earlier,
+        is_causal=earlier is None,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended[0].transpose(0, 1).flatten(1)
 
