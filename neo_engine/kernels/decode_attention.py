@@ -13,9 +13,9 @@ from neobench.neo_engine.kernels.kv_pieces import check_tiles
 from neobench.neo_engine.kv_cache.layout import KvLayout
 
 # Of K, and as much of V, that a program loads at a time; four programs of it fit a multiprocessor of the larger GPUs.
-_STEP_BYTES = 16 * 1024
+STEP_BYTES = 16 * 1024
 # Before compute capability 8.0 a step lies in registers, where 16 KiB would not fit.
-_STEP_BYTES_IN_REGISTERS = 8 * 1024
+STEP_BYTES_IN_REGISTERS = 8 * 1024
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _MAX_SPANS = 128
 
@@ -40,7 +40,7 @@ def check_device(capability: tuple[int, int], dtype: torch.dtype) -> None:
         raise ConfigError(f"dtype: bfloat16 needs compute capability 8.0 or later, the device has {found}; use float16")
 
 
-def step_tokens(layout: KvLayout, step_bytes: int = _STEP_BYTES) -> int:
+def step_tokens(layout: KvLayout, step_bytes: int = STEP_BYTES) -> int:
     """Tokens of K and V that a program loads at a time: whole tiles, `step_bytes` of each where that is 16 to 128."""
     padded_dim = 1 << (layout.head_dim - 1).bit_length()
     element_bytes = layout.piece_bytes // (2 * layout.stored_tokens * layout.head_dim)
@@ -91,7 +91,7 @@ class DecodeAttention:
             capability = torch.cuda.get_device_capability(device)
             check_device(capability, self._dtype)
             if capability < (8, 0):
-                self._step_tokens = step_tokens(layout, _STEP_BYTES_IN_REGISTERS)
+                self._step_tokens = step_tokens(layout, STEP_BYTES_IN_REGISTERS)
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
             self._num_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
         places = 2 * self._num_programs * num_query_heads // num_kv_heads

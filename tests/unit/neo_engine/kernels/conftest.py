@@ -30,13 +30,14 @@ def gpu() -> torch.device:
 
 
 def _kernels(name: str) -> ModuleType:
-    """A module of Triton kernels, compiled or interpreted."""
-    triton = pytest.importorskip("triton", reason="triton is not installed")
-    if not torch.cuda.is_available():
-        if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
-            pytest.skip("before 3.7 Triton's interpreter cannot loop under the numpy of today")
-        if not triton.knobs.runtime.interpret:
-            pytest.skip("triton was imported before it could be told to interpret")
+    """A module of neo_engine/kernels; Triton's are compiled or interpreted."""
+    if name.startswith("triton"):
+        triton = pytest.importorskip("triton", reason="triton is not installed")
+        if not torch.cuda.is_available():
+            if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+                pytest.skip("before 3.7 Triton's interpreter cannot loop under the numpy of today")
+            if not triton.knobs.runtime.interpret:
+                pytest.skip("triton was imported before it could be told to interpret")
     return importlib.import_module(f"neobench.neo_engine.kernels.{name}")
 
 
@@ -45,11 +46,13 @@ def triton_attention() -> ModuleType:
     return _kernels("triton_attention")
 
 
-@pytest.fixture(scope="session")
-def triton_fused() -> ModuleType:
-    return _kernels("triton_fused")
+@pytest.fixture(params=["reference", "triton_fused", "fused"])
+def steps(request) -> ModuleType:
+    """The torch twins, the Triton kernels, and the door that chooses between them."""
+    return _kernels(request.param)
 
 
-@pytest.fixture(scope="session")
-def triton_copies() -> ModuleType:
-    return _kernels("triton_copies")
+@pytest.fixture(params=["reference", "triton_copies", "copies"])
+def copiers(request) -> ModuleType:
+    """As `steps`."""
+    return _kernels(request.param)

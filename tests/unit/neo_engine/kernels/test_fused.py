@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neobench.neo_engine.config import ConfigError, ModelShape
-from neobench.neo_engine.kernels import fused, reference
+from neobench.neo_engine.kernels import fused
 from neobench.neo_engine.kernels.kv_pieces import pack_tokens, store_tokens, unpack_tokens
 from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.neo_engine.model.rotary import rotary_table
@@ -43,23 +43,21 @@ def check_silu(silu_mul, device, dtype, rows, width) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_norm(triton_fused, device, dtype):
-    for kernel in (reference.add_rms_norm_, triton_fused.add_rms_norm_, fused.add_rms_norm_):
-        check_norm(kernel, device, dtype, 3, 96)
-        check_norm(kernel, device, dtype, 2, 2048)
+def test_norm(steps, device, dtype):
+    check_norm(steps.add_rms_norm_, device, dtype, 3, 96)
+    check_norm(steps.add_rms_norm_, device, dtype, 2, 2048)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu(triton_fused, device, dtype):
-    for kernel in (reference.silu_mul, triton_fused.silu_mul, fused.silu_mul):
-        check_silu(kernel, device, dtype, 3, 48)
-        check_silu(kernel, device, dtype, 2, 1400)
+def test_silu(steps, device, dtype):
+    check_silu(steps.silu_mul, device, dtype, 3, 48)
+    check_silu(steps.silu_mul, device, dtype, 2, 1400)
 
 
-def test_no_rows(triton_fused, device):
-    assert triton_fused.silu_mul(torch.empty(0, 8, device=device)).shape == (0, 4)
+def test_no_rows(steps, device):
+    assert steps.silu_mul(torch.empty(0, 8, device=device)).shape == (0, 4)
     x = torch.empty(0, 8, device=device)
-    assert triton_fused.add_rms_norm_(x, None, weight=x.new_ones(8), eps=1e-5).shape == (0, 8)
+    assert steps.add_rms_norm_(x, None, weight=x.new_ones(8), eps=1e-5).shape == (0, 8)
 
 
 def check_rotation(rotate_and_store_, device, dtype, *, heads=(4, 2), head_dim=64, block_size=32, num_tokens=7) -> None:
@@ -105,9 +103,8 @@ def check_rotation(rotate_and_store_, device, dtype, *, heads=(4, 2), head_dim=6
 @pytest.mark.parametrize(
     "shape", [{}, {"heads": (3, 3), "head_dim": 80, "block_size": 16}, {"heads": (8, 1), "head_dim": 128}]
 )
-def test_rotation_and_store(triton_fused, device, dtype, shape):
-    for kernel in (reference.rotate_and_store_, triton_fused.rotate_and_store_, fused.rotate_and_store_):
-        check_rotation(kernel, device, dtype, **shape)
+def test_rotation_and_store(steps, device, dtype, shape):
+    check_rotation(steps.rotate_and_store_, device, dtype, **shape)
 
 
 def test_tokens_stored_one_by_one_are_the_bytes_of_whole_blocks():
