@@ -1,1 +1,4 @@
-"""Device kernels in plain torch. Decode attention over paged KV belongs to pacpu on a CPU-only machine."""
+"""Device kernels: plain torch, and Triton beside it for CUDA tensors. Importing any but triton_*.py needs no triton.
+
+Decode attention over paged KV on a CPU-only machine belongs to pacpu.
+"""

@@ -6,7 +6,16 @@ import functools
 
 import torch
 
-from neobench.neo_engine.kv_cache.layout import KvLayout
+from neobench.neo_engine.config import ConfigError
+from neobench.neo_engine.kv_cache.layout import TILE_TOKENS, KvLayout
+
+
+def check_tiles(layout: KvLayout) -> None:
+    """Raises ConfigError unless a block of `layout` is whole tiles of floats, as the device's kernels need them."""
+    if layout.dtype == "int8":
+        raise ConfigError("the device tier holds floats: int8 is for the host tier (--host-kv-dtype)")
+    if layout.block_size % TILE_TOKENS:
+        raise ConfigError(f"block_size: on a GPU expected a multiple of {TILE_TOKENS}, got {layout.block_size}")
 
 
 def pack_tokens(layout: KvLayout, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -57,6 +66,27 @@ def unpack_tokens(layout: KvLayout, pieces: torch.Tensor) -> tuple[torch.Tensor,
     scales = pieces[..., layout.key_scale_offset :].contiguous().view(torch.float32)
     key_scale, value_scale = scales.view(*lead, 2, -1)[..., : layout.block_size].unbind(-2)
     return key * key_scale[..., None], value * value_scale[..., None]
+
+
+def store_tokens(
+    layout: KvLayout, kv: torch.Tensor, *, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> None:
+    """Write key, value [tokens, kv_heads, head_dim] of single tokens into a layer of `kv`, each at its slot.
+
+    kv is uint8 [blocks, layers, kv_heads, piece_bytes] of floats; slots [tokens] are block * block_size + offset in
+    the block, or negative for a token that is not stored.
+    """
+    key, value, slots = (part[slots >= 0] for part in (key, value, slots))
+    blocks, offsets = slots // layout.block_size, slots % layout.block_size
+    tiles, tokens = offsets // TILE_TOKENS, offsets % TILE_TOKENS
+    pieces = kv.view(getattr(torch, layout.dtype))[:, layer]
+    tiled = pieces.view(*pieces.shape[:-1], layout.num_tiles, 2, -1)
+    keys, values = (
+        tiled[..., part, :].view(*tiled.shape[:-2], *shape)
+        for part, shape in enumerate((layout.key_shape, layout.value_shape))
+    )
+    keys[blocks, :, tiles, :, tokens] = key.reshape(*key.shape[:-1], -1, layout.pack)
+    values[blocks, :, tiles, tokens // layout.pack, :, tokens % layout.pack] = value
 
 
 def _quantize(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,17 +14,18 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
     The queries are of the last `tokens` of `context` tokens. Returns [tokens, query_heads * head_dim].
     """
-    grouped = query.shape[1] != key.shape[1]
     tokens, context = query.shape[0], key.shape[0]
     # torch's own causal mask is aligned to the first key, which is right for a whole prompt alone.
-    mask = None if tokens == context else torch.ones(tokens, context, dtype=torch.bool).tril(context - tokens)
+    mask = None
+    if tokens != context:
+        mask = torch.ones(tokens, context, dtype=torch.bool, device=query.device).tril(context - tokens)
     attended = functional.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
         attn_mask=mask,
         is_causal=mask is None,
-        enable_gqa=grouped,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended[0].transpose(0, 1).flatten(1)
 

@@ -3,6 +3,6 @@
 Blocks then move between the tiers as they are.
 """
 
-from neobench.pacpu.layout import HEAD_DIMS, KvLayout
+from neobench.pacpu.layout import HEAD_DIMS, TILE_TOKENS, KvLayout
 
-__all__ = ["HEAD_DIMS", "KvLayout"]
+__all__ = ["HEAD_DIMS", "TILE_TOKENS", "KvLayout"]
