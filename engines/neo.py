@@ -23,6 +23,8 @@ FLAGS: Mapping[str, str] = {
     "profile": "--profile",
     "seed": "--seed",
     "max_model_tokens": "--max-model-tokens",
+    "emulate": "--emulate",
+    "sms": "--sms",
 }
 """Options of the adapter -> flags of `neobench serve`, which checks their values."""
 START_TIMEOUT_OPTION = "start_timeout_s"
