@@ -9,7 +9,7 @@ from neobench.cli import main
 
 pytest.importorskip("torch")
 
-from neobench.neo_engine.green_context import cuda_problem  # noqa: E402
+from neobench.neo_engine.green_context import cuda_problem
 
 
 @pytest.mark.skipif(cuda_problem() is None, reason="shows what happens without a GPU")
