@@ -40,7 +40,7 @@ class Setting:
     chunk_tokens: int = 2048
     limit_s: float = 540.0
     memory_fraction: float = 0.9
-    """vLLM's gpu_memory_utilization."""
+    """vLLM's gpu_memory_utilization: of the GPU's memory, or on a CPU of the machine's."""
     max_model_tokens: int = 2048
 
 
@@ -88,6 +88,7 @@ def _shrunk(setting: Setting) -> Setting:
         num_requests,
         chunk_tokens=64,
         limit_s=120.0,
+        memory_fraction=0.1,
         max_model_tokens=256,
     )
 
@@ -185,17 +186,18 @@ def _neo(
 
 
 def _vllm(case: str, system: str, setting: Setting, device: Device) -> Job:
+    # vLLM's attention on a CPU wants blocks of 32 tokens; the tokens of KV are the same.
+    block_size = BLOCK_SIZE if device == "cuda" else 32
     llm = {
         "dtype": setting.dtype,
         "max_model_len": setting.max_model_tokens,
-        "max_num_seqs": 256,
+        "max_num_seqs": min(256, setting.chunk_tokens),
         "max_num_batched_tokens": setting.chunk_tokens,
-        "num_gpu_blocks_override": setting.device_tokens // BLOCK_SIZE,
-        "block_size": BLOCK_SIZE,
+        "num_gpu_blocks_override": setting.device_tokens // block_size,
+        "block_size": block_size,
+        "gpu_memory_utilization": setting.memory_fraction,
         "enforce_eager": system == "vllm-eager" or device == "cpu",
     }
-    if device == "cuda":
-        llm["gpu_memory_utilization"] = setting.memory_fraction
     settings = {"model": setting.model, "llm": llm, "in_process": device == "cpu"}
     return Job(case, system, "vllm_child", settings, setting.limit_s, _prompts(setting))
 

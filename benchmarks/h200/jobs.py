@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,14 @@ class MeasurementError(Exception):
 
 
 def child_main(measure: Callable[[dict[str, Any]], Result]) -> None:
-    """The main function of a child: settings from JOB.json through `measure` into RESULT.json."""
+    """The main function of a child: settings from JOB.json through `measure` into RESULT.json.
+
+    An error is told as a traceback and, in the last line, as type and message.
+    """
     job_path, result_path = map(Path, sys.argv[1:])
-    result = measure(json.loads(job_path.read_text())["settings"])
+    try:
+        result = measure(json.loads(job_path.read_text())["settings"])
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     result_path.write_text(json.dumps({"metrics": result.metrics, "facts": result.facts, "raw": result.raw}))

@@ -124,15 +124,17 @@ def _of(records: Sequence[Record], case: str, system: str) -> list[Record]:
 def _note(records: Sequence[Record], comparison: Comparison) -> str | None:
     """Why a row lacks something, as a sentence for each system that it needs."""
     notes = []
-    for system in (comparison.system, *comparison.baselines):
-        runs = _of(records, comparison.case, system)
-        failed = [run for run in runs if run["outcome"] != "ok"]
-        if not runs:
-            notes.append(f"no run of {system}")
-        elif failed:
-            notes.append(f"{len(failed)} of {len(runs)} runs of {system} failed: {failed[-1]['reason']}")
-        elif not _succeeded(records, comparison.case, system, comparison.metric):
-            notes.append(f"{system} has no {comparison.metric}")
+    runs = _of(records, comparison.case, comparison.system)
+    failed = [run for run in runs if run["outcome"] != "ok"]
+    if not runs:
+        notes.append(f"no run of {comparison.system}")
+    elif failed:
+        notes.append(f"{len(failed)} of {len(runs)} runs failed: {failed[-1]['reason']}")
+    elif not _succeeded(records, comparison.case, comparison.system, comparison.metric):
+        notes.append(f"no {comparison.metric}")
+    for system in comparison.baselines:
+        if not _succeeded(records, comparison.case, system, comparison.metric):
+            notes.append(f"no {comparison.metric} of {system}")
     return "; ".join(notes) or None
 
 

@@ -20,7 +20,7 @@ from benchmarks.h200.jobs import Result, child_main
 def measure(settings):
     print("working", flush=True)
     if settings["do"] == "crash":
-        raise ValueError("the device fell off")
+        raise ValueError("the device\\nfell off")
     if settings["do"] == "die":
         import os, signal
         os.kill(os.getpid(), signal.SIGSEGV)
