@@ -240,7 +240,7 @@ class EngineConfig:
     profile_path: Path | None = None
     device: Device = "cpu"
     emulate: str | None = None
-    """Name of the card that a restricted GPU stands for (see `emulation`); a label for reports."""
+    """The card that a restricted GPU stands for, a label: `emulation.emulated_settings` fills in the rest."""
     sms: int | None = None
     """SMs of the GPU that the engine may use; None: all."""
     shape: ModelShape = field(init=False)
@@ -259,6 +259,8 @@ class EngineConfig:
             raise ConfigError(f"device {self.device!r} is not one of {', '.join(get_args(Device))}")
         if self.sms is not None:
             self._check_sms(self.sms)
+        elif self.emulate is not None:
+            raise ConfigError(f"emulate is {self.emulate!r} but sms is not set: use emulation.emulated_settings")
         if self.max_model_tokens is not None and not 2 <= self.max_model_tokens <= shape.max_position:
             raise ConfigError(
                 f"max_model_tokens must be between 2 and {shape.max_position} for {shape.name}, "

@@ -44,10 +44,18 @@ def throughput(settings: dict[str, Any]) -> Result:
         "vllm": vllm.__version__,
         "llm": settings["llm"],
         "in_process": bool(settings.get("in_process")),
-        "num_gpu_blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
+        "num_gpu_blocks": _num_gpu_blocks(llm),
         "prompts": prompts["facts"],
     }
     return Result(metrics, facts, {"wall_s": wall_s})
+
+
+def _num_gpu_blocks(llm: Any) -> int | None:
+    """What vLLM made of the override; None where a release keeps it elsewhere, which must not cost the run."""
+    try:
+        return int(llm.llm_engine.vllm_config.cache_config.num_gpu_blocks)
+    except (AttributeError, TypeError):
+        return None
 
 
 def _generate(vllm: Any, llm: Any, requests: list[tuple[list[int], int]]) -> list[int]:

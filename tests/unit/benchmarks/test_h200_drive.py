@@ -11,9 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks.h200.check_child import Output, first_differences, offloading_tables  # noqa: E402
-from benchmarks.h200.drive import Step, decode_window, drive  # noqa: E402
+from benchmarks.h200.drive import Step, decode_window, drive, read_prompts  # noqa: E402
 from benchmarks.h200.jobs import MeasurementError  # noqa: E402
-from benchmarks.h200.neo_child import host_metrics, prediction_errors, weight_bytes_read  # noqa: E402
+from benchmarks.h200.neo_child import host_metrics, prediction_errors, single_stream, weight_bytes_read  # noqa: E402
+from benchmarks.h200.prompts import draw  # noqa: E402
 from neobench.neo_engine.build import build_executor  # noqa: E402
 from neobench.neo_engine.config import NAMED_SHAPES, EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel  # noqa: E402
@@ -132,8 +133,21 @@ def test_a_wrong_number_of_tokens_is_no_measurement(monkeypatch: pytest.MonkeyPa
         engine.close()
 
 
-def test_requests_files_are_read_back(tmp_path: Path) -> None:
-    from benchmarks.h200.drive import read_prompts
+def test_a_single_stream_is_read_against_the_weights_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    draw(tmp_path / "p.json", workload="exact:20,24", num_requests=1, num_warmup=1, model="tiny")
+    engine = {"policy": "gpu_only", "device_blocks": 24, "host_memory_bytes": 2**20}
+    result = single_stream({"prompts_path": str(tmp_path / "p.json"), "engine": engine})
+    metrics = result.metrics
+    tokens_ms = [wall_ns / 1e6 for wall_ns in result.raw["steps"]["wall_ns"]]
+    assert min(tokens_ms) <= metrics["ms_per_token"] <= max(tokens_ms)
+    read = weight_bytes_read(NAMED_SHAPES["tiny"], "float32")
+    assert metrics["weight_floor_ms"] == pytest.approx(1e3 * read / (1e9 * metrics["copy_gbps"]))
+    assert "hidden_fraction" not in metrics, "nothing ran on the host"
 
+
+def test_requests_files_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('{"warmup": [[[1], 2]], "requests": [[[3, 4], 5]], "facts": {}}')
     assert read_prompts(str(tmp_path / "p.json"))["requests"] == [([3, 4], 5)]

@@ -101,6 +101,7 @@ def test_settings_without_emulation_stay_as_they_are() -> None:
         ({"sms": 8}, "device is 'cpu'"),
         ({"sms": 12, "device": "cuda"}, "multiple of 8, not 12"),
         ({"sms": 0, "device": "cuda"}, "multiple of 8, not 0"),
+        ({"emulate": "a10g", "device": "cuda"}, "sms is not set"),
         ({"device": "tpu"}, "not one of cpu, cuda"),
     ],
 )
