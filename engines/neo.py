@@ -24,6 +24,8 @@ FLAGS: Mapping[str, str] = {
     "seed": "--seed",
     "max_model_tokens": "--max-model-tokens",
     "max_batch_tokens": "--max-batch-tokens",
+    "emulate": "--emulate",
+    "sms": "--sms",
 }
 """Options of the adapter -> flags of `neobench serve`, which checks their values."""
 START_TIMEOUT_OPTION = "start_timeout_s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,7 +13,9 @@ from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig
 from neobench.neo_engine.cost_model import CostModel
 from neobench.neo_engine.cpu_attention import available_memory_bytes
 from neobench.neo_engine.engine import NeoEngine
+from neobench.neo_engine.executor.base import Executor
 from neobench.neo_engine.executor.cpu import CpuExecutor
+from neobench.neo_engine.green_context import RestrictedExecutor, Restriction
 from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
 from neobench.neo_engine.model.weights import build_model
 from neobench.neo_engine.profiler import load_or_measure
@@ -35,11 +38,27 @@ def check_memory(config: EngineConfig, available_bytes: int) -> None:
         )
 
 
-def build_executor(config: EngineConfig, say: Say = _logger.info) -> CpuExecutor:
-    """Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV."""
+def build_executor(config: EngineConfig, say: Say = _logger.info) -> Executor:
+    """Restricted to a part of the GPU where the config says so.
+
+    Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV, and for a
+    device that is not there.
+    """
+    restriction = Restriction.of(config)
+    if restriction is not None:
+        facts = restriction.measure()
+        say(f"{facts['sms']} SMs: copies at {facts['copy_gbps']} GB/s, fp16 at {facts['fp16_tflops']} TFLOP/s")
+    with restriction or nullcontext():
+        executor = _build_unrestricted(config, say)
+    return executor if restriction is None else RestrictedExecutor(executor, restriction)
+
+
+def _build_unrestricted(config: EngineConfig, say: Say) -> Executor:
     if config.shape.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ConfigError(f"{config.model} has a head_dim of {config.shape.head_dim}; host attention knows {known}")
+    if config.device == "cuda":
+        raise ConfigError("device is 'cuda', but this version has no executor for it")
     check_memory(config, available_memory_bytes())
     if torch.cuda.is_available():
         say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 DType = Literal["float32", "bfloat16", "float16"]
 HostKvDType = Literal["same", "int8"]
+Device = Literal["cpu", "cuda"]
+SM_GRAIN = 8
+"""SMs of a green context come in multiples of this on Hopper GPUs."""
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -237,6 +240,11 @@ class EngineConfig:
     profile_path: Path | None = None
     correct_costs: bool = True
     """Whether measured iterations correct the cost tables; without it a plan depends on nothing but its tables."""
+    device: Device = "cpu"
+    emulate: str | None = None
+    """The card that a restricted GPU stands for, a label: `emulation.emulated_settings` fills in the rest."""
+    sms: int | None = None
+    """SMs of the GPU that the engine may use; None: all."""
     shape: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -249,11 +257,23 @@ class EngineConfig:
         for name in ("block_size", "device_blocks", "max_batch_tokens", "max_batch_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.device not in get_args(Device):
+            raise ConfigError(f"device {self.device!r} is not one of {', '.join(get_args(Device))}")
+        if self.sms is not None:
+            self._check_sms(self.sms)
+        elif self.emulate is not None:
+            raise ConfigError(f"emulate is {self.emulate!r} but sms is not set: use emulation.emulated_settings")
         if self.max_model_tokens is not None and not 2 <= self.max_model_tokens <= shape.max_position:
             raise ConfigError(
                 f"max_model_tokens must be between 2 and {shape.max_position} for {shape.name}, "
                 f"not {self.max_model_tokens}"
             )
+
+    def _check_sms(self, sms: int) -> None:
+        if self.device != "cuda":
+            raise ConfigError(f"sms restricts a CUDA device, but device is {self.device!r}")
+        if sms < SM_GRAIN or sms % SM_GRAIN:
+            raise ConfigError(f"sms must be a positive multiple of {SM_GRAIN}, not {sms}")
 
     @property
     def device_layout(self) -> KvLayout:

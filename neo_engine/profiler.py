@@ -63,6 +63,7 @@ def profile_key(config: EngineConfig, executor: Executor) -> dict[str, Any]:
         "host_kv_dtype": config.host_kv_dtype,
         "block_size": config.block_size,
         "cpu": _cpu_model(),
+        "sms": config.sms,
         **{name: facts[name] for name in ("executor", "device_threads", "host_threads", "pacpu_targets", "torch")},
         "pacpu_target": config.pacpu_target,
     }

@@ -22,6 +22,8 @@ class EngineStats:
     prefills_to_host: int = 0
     gpu_decode_tokens: int = 0
     cpu_decode_tokens: int = 0
+    cpu_attended_tokens: int = 0
+    """Context tokens of the decodes on the host: times a token's KV bytes, what host attention has read."""
     swaps_out: int = 0
     swaps_in: int = 0
     swapped_blocks: int = 0
@@ -51,6 +53,7 @@ class EngineStats:
         for batch in plan.sub_batches:
             self.gpu_decode_tokens += len(batch.device_decodes)
             self.cpu_decode_tokens += len(batch.host_decodes)
+            self.cpu_attended_tokens += sum(row.context_tokens for row in batch.host_decodes)
             for prefill in batch.prefills:
                 self.prefill_tokens += prefill.num_tokens
                 self.prefill_chunks += 1

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from neobench.neo_engine.config import ConfigError, EngineConfig
+from neobench.neo_engine.emulation import emulated_settings
 from neobench.neo_engine.scheduler.policy import check_policy_name
 
 _FIELDS = {"host_memory": "host_memory_bytes", "profile": "profile_path"}
@@ -24,6 +25,19 @@ def engine_config(options: Mapping[str, Any], *, policy: str) -> EngineConfig:
         settings["profile_path"] = Path(settings["profile_path"])
     try:
         check_policy_name(policy)
-        return EngineConfig(policy=policy, **settings)
+        config = EngineConfig(policy=policy, **emulated_settings(settings))
+        if config.sms is not None:
+            check_emulation()
+        return config
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
+
+
+def check_emulation() -> None:
+    """Raises ConfigError where no GPU can be restricted. Without torch, the engine's own start says what is missing."""
+    try:
+        from neobench.neo_engine.green_context import cuda_problem
+    except ModuleNotFoundError:
+        return
+    if problem := cuda_problem():
+        raise ConfigError(problem)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from neobench.neo_engine.config import EngineConfig, HostKvDType
+from neobench.neo_engine.config import SM_GRAIN, EngineConfig, HostKvDType
+from neobench.neo_engine.emulation import CARDS
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -108,6 +109,17 @@ _ENGINE_OPTIONS = (
         "--profile",
         type=click.Path(exists=True, dir_okay=False),
         help="Cost tables from `neobench profile`; default: the kept ones, or a quick measurement at start.",
+    ),
+    click.option(
+        "--emulate",
+        type=click.Choice(list(CARDS)),
+        help="Restrict the GPU to stand for a smaller card: its SMs, KV blocks and CPU threads, unless given.",
+    ),
+    click.option(
+        "--sms",
+        type=click.IntRange(SM_GRAIN),
+        show_default="all, or the card's",
+        help=f"Restrict the GPU to this many SMs, a multiple of {SM_GRAIN}.",
     ),
 )
 

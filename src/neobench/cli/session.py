@@ -118,7 +118,8 @@ async def measure_all(session: Session) -> None:
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
         _say(session, f"Note: {scaling['sentence']}")
-    context = RunContext.capture(["neobench", *sys.argv[1:]])
+    restricted = session.engine_options.keys() & {"emulate", "sms"}
+    context = RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:

@@ -55,6 +55,9 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         (["run", "--host-memory", "much"], "512MiB"),
         (["run", "--device-blocks", "0"], "x>=1"),
         (["run", "--max-model-tokens", "100000"], "between 2 and 2048"),
+        (["run", "--emulate", "a100"], "'a10g'"),
+        (["serve", "--sms", "12"], "multiple of 8, not 12"),
+        (["run", "--emulate", "t4", "--model", "llama-3.1-8b"], "15.0 GiB of weights in 16 bits"),
         (["serve", "--policy", "gpu-only"], "did you mean gpu_only"),
         (["list", "colours"], "engines"),
     ],
@@ -69,6 +72,14 @@ def test_every_engine_of_ours_has_a_policy_that_exists() -> None:
     policies = {name: policy_of(name) for name in ENGINES}
     assert set(policies.values()) == set(POLICIES)
     assert policies["neo"] == policies["null"] == "asymmetric_pipeline"
+
+
+def test_a_restricted_run_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neobench.cli.engine_config.check_emulation", lambda: None)
+    for folder, options, kind in (("some", ["--sms", "8"], "emulated"), ("all", [], "measured")):
+        run_null(tmp_path / folder, *options)
+        stored = json.loads((tmp_path / folder / "null-rate-400" / "run.json").read_text())
+        assert stored["provenance"]["kind"] == kind
 
 
 def test_list_names_everything() -> None:

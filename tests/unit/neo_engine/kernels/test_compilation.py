@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs we name and fits them; Triton's interpreter accepts what its compiler does not.
+"""Every Triton kernel compiles for the GPUs we name and fits them: the interpreter accepts what the compiler does not.
 
 It needs no GPU. A process that interprets cannot compile, so each architecture gets a process of its own.
 """

@@ -1,0 +1,61 @@
+"""What one measurement is, and how the process that does it is told and answers. Standard library only.
+
+A child is `python -m benchmarks.h200.<child> JOB.json RESULT.json`. vLLM's runs where neobench is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement. Jobs of the same case and system are repeats of each other."""
+
+    case: str
+    system: str
+    child: str
+    """The module of this folder that does it: neo_child, vllm_child or check_child."""
+    settings: dict[str, Any]
+    limit_s: float
+    prompts: dict[str, Any] | None = None
+    """Arguments of `prompts.draw`; the file that it made is then `settings["prompts_path"]`."""
+    once: bool = False
+    """Not repeated, and not again where it has succeeded: a preparation."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.case}/{self.system}"
+
+
+@dataclass
+class Result:
+    """What a child answers with: numbers for the table, facts about the system, and the raw series behind them."""
+
+    metrics: dict[str, float]
+    facts: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+class MeasurementError(Exception):
+    """The measurement ran and its number would mean nothing; the message says why."""
+
+
+def child_main(measure: Callable[[dict[str, Any]], Result]) -> None:
+    """The main function of a child: settings from JOB.json through `measure` into RESULT.json.
+
+    An error is told as a traceback and, in the last line, as type and message.
+    """
+    job_path, result_path = map(Path, sys.argv[1:])
+    try:
+        result = measure(json.loads(job_path.read_text())["settings"])
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    result_path.write_text(json.dumps({"metrics": result.metrics, "facts": result.facts, "raw": result.raw}))

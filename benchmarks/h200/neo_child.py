@@ -1,0 +1,140 @@
+"""One measurement of neobench's own engine, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.h200.drive import Drive, Step, decode_window, drive, read_prompts
+from benchmarks.h200.jobs import MeasurementError, Result, child_main
+from neobench.neo_engine.build import build_engine, build_executor
+from neobench.neo_engine.config import DTYPE_BYTES, EngineConfig, ModelShape
+from neobench.neo_engine.cost_model import Profile
+from neobench.neo_engine.device_limits import copy_bytes_per_s
+from neobench.neo_engine.emulation import emulated_settings
+from neobench.neo_engine.engine import NeoEngine
+from neobench.neo_engine.profiler import THOROUGH, cache_path, measure, profile_key
+from neobench.pacpu.bench import Bench
+from neobench.pacpu.machine import l3_bytes
+from neobench.pacpu.topology import usable_cpus
+
+
+def throughput(settings: dict[str, Any]) -> Result:
+    """All requests at once until the last has ended: output tokens a second, and how well NEO's parts work."""
+    engine, driven, prompts = _driven(settings)
+    metrics = {
+        "output_tokens_per_s": 1e9 * driven.output_tokens / driven.wall_ns,
+        "requests_per_s": 1e9 * len(prompts["requests"]) / driven.wall_ns,
+    }
+    return _result(engine, driven, driven.steps, metrics, prompts)
+
+
+def decode(settings: dict[str, Any]) -> Result:
+    """Decode iterations alone: tokens a second while every request decodes."""
+    engine, driven, prompts = _driven(settings)
+    window = decode_window(driven.steps, len(prompts["requests"]))
+    wall_ns = sum(step.wall_ns for step in window)
+    metrics = {
+        "decode_tokens_per_s": 1e9 * sum(step.tokens for step in window) / wall_ns,
+        "iteration_ms": wall_ns / len(window) / 1e6,
+        "device_rows": float(np.mean([step.device_decodes for step in window])),
+        "host_rows": float(np.mean([step.host_decodes for step in window])),
+    }
+    return _result(engine, driven, window, metrics, prompts)
+
+
+def single_stream(settings: dict[str, Any]) -> Result:
+    """Milliseconds a token of one request alone, and the time in which the device could read the weights once.
+
+    Floor: bytes of all weights that a token needs / memory traffic of a device copy, measured after the run.
+    """
+    engine, driven, prompts = _driven(settings)
+    window = decode_window(driven.steps, 1)
+    config = engine.config
+    copy = copy_bytes_per_s(torch.device(config.device))
+    floor_ms = 1e3 * weight_bytes_read(config.shape, config.dtype) / copy
+    wall_ms = [step.wall_ns / 1e6 for step in window]
+    metrics = {"ms_per_token": float(np.median(wall_ms)), "weight_floor_ms": floor_ms, "copy_gbps": copy / 1e9}
+    return _result(engine, driven, window, metrics, prompts)
+
+
+def profile(settings: dict[str, Any]) -> Result:
+    """The thorough cost tables, kept where every later engine of the same settings finds them."""
+    config = _config(settings)
+    executor = build_executor(config, say=print)
+    path = cache_path(key := profile_key(config, executor))
+    Profile(key, measure(config, executor, THOROUGH)).save(path)
+    executor.close()
+    return Result({}, facts={"profile": str(path), "key": key})
+
+
+def weight_bytes_read(shape: ModelShape, dtype: str) -> int:
+    """All weights once but the embedding table, of which a token reads one row, unless it is the LM head as well."""
+    unread = 0 if shape.tied_embeddings else shape.vocab_size * shape.hidden_size
+    return (shape.num_parameters - unread) * DTYPE_BYTES[dtype]
+
+
+def _config(settings: dict[str, Any]) -> EngineConfig:
+    return EngineConfig(**emulated_settings(settings["engine"]))
+
+
+def _driven(settings: dict[str, Any]) -> tuple[NeoEngine, Drive, dict[str, Any]]:
+    prompts = read_prompts(settings["prompts_path"])
+    engine = build_engine(_config(settings), say=print)
+    drive(engine, prompts["warmup"])
+    return engine, drive(engine, prompts["requests"]), prompts
+
+
+def _result(
+    engine: NeoEngine, driven: Drive, steps: Sequence[Step], metrics: dict[str, float], prompts: dict[str, Any]
+) -> Result:
+    """The metrics with those of NEO's parts; `steps` are those whose prediction is judged. Closes the engine."""
+    facts = {"engine": engine.info(), "counters": driven.counters, "prompts": prompts["facts"]}
+    metrics |= prediction_errors(steps)
+    engine.close()
+    if driven.counters["measured_host_decode_ns"]:
+        metrics |= host_metrics(driven.counters, engine.config)
+        metrics["host_read_gbps"] = _host_read_gbps(facts["engine"].get("host_threads"))
+    return Result(metrics, facts, {"steps": driven.series()})
+
+
+def prediction_errors(steps: Sequence[Step]) -> dict[str, float]:
+    """Median and 95th percentile of |predicted - measured| / measured over iterations."""
+    timed = [step for step in steps if step.measured_ns]
+    if not timed:
+        raise MeasurementError("no iteration has a measured time")
+    errors = [abs(step.predicted_ns - step.measured_ns) / step.measured_ns for step in timed]
+    median, p95 = np.percentile(errors, (50, 95))
+    return {"prediction_error_median": float(median), "prediction_error_p95": float(p95)}
+
+
+def host_metrics(counters: dict[str, int | float], config: EngineConfig) -> dict[str, float]:
+    """Of attention on the host: the part of its time that was hidden, GB/s of KV it read, its share of decodes."""
+    host_ns = counters["measured_host_decode_ns"]
+    layout, shape = config.host_layout, config.shape
+    token_bytes = shape.num_layers * shape.num_kv_heads * layout.piece_bytes / layout.block_size
+    decodes = counters["cpu_decode_tokens"] + counters["gpu_decode_tokens"]
+    return {
+        "hidden_fraction": 1 - counters["measured_host_wait_ns"] / host_ns,
+        "host_gbps": counters["cpu_attended_tokens"] * token_bytes / host_ns,
+        "host_share": counters["cpu_decode_tokens"] / decodes,
+    }
+
+
+def _host_read_gbps(threads: int | None) -> float:
+    """What the host's memory gives the same number of threads, after the run and on its machine."""
+    cpus = usable_cpus()
+    count = threads or len(cpus) or os.cpu_count() or 1
+    with Bench(max(2**30, 4 * l3_bytes(cpus)), max_threads=count) as bench:
+        return bench.measure_read(count).median
+
+
+_KINDS = {"throughput": throughput, "decode": decode, "single_stream": single_stream, "profile": profile}
+
+
+if __name__ == "__main__":
+    child_main(lambda settings: _KINDS[settings["kind"]](settings))

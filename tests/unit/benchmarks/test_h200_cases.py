@@ -1,0 +1,103 @@
+"""The cases as data: every job can be started as far as its settings go, and every row has a job that fills it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neobench.neo_engine.config import EngineConfig, resolve_shape, shape_from_hf_config
+from neobench.neo_engine.emulation import emulated_settings
+from neobench.neo_engine.request import SamplingParams, check_request
+
+pytest.importorskip("torch")
+
+from benchmarks.h200.cases import CASES, Device, Scale, comparisons, jobs
+from benchmarks.h200.checkpoint import write_config
+from benchmarks.h200.drive import read_prompts
+from benchmarks.h200.prompts import WARMUP_OUTPUT_TOKENS, draw
+
+SCALES: list[tuple[Scale, Device]] = [("full", "cuda"), ("tiny", "cpu")]
+
+
+@pytest.mark.parametrize(("scale", "device"), SCALES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_engine_holds_every_request_of_its_case(case: str, scale: Scale, device: Device, tmp_path: Path) -> None:
+    for job in jobs(case, scale=scale, device=device):
+        if job.prompts is None:
+            continue
+        draw(tmp_path / "prompts.json", **job.prompts)
+        prompts = read_prompts(str(tmp_path / "prompts.json"))
+        assert len(prompts["requests"]) == job.prompts["num_requests"]
+        requests = [*prompts["requests"], *prompts["warmup"]]
+        if job.child == "vllm_child":
+            llm = job.settings["llm"]
+            longest = max(len(prompt) + output for prompt, output in requests)
+            assert longest <= llm["max_model_len"] <= llm["num_gpu_blocks_override"] * llm["block_size"]
+            continue
+        config = EngineConfig(**emulated_settings(job.settings["engine"]))
+        for prompt, output in requests:
+            check_request(config, prompt, SamplingParams(max_tokens=output))
+
+
+@pytest.mark.parametrize(("scale", "device"), SCALES)
+def test_every_row_has_jobs_that_fill_it_and_every_job_a_row(scale: Scale, device: Device) -> None:
+    for case in CASES:
+        made = {(job.case, job.system) for job in jobs(case, scale=scale, device=device)}
+        rows = comparisons(case, scale=scale)
+        needed = {(row.case, system) for row in rows for system in (row.system, *row.baselines)}
+        assert needed == made
+
+
+def test_the_same_prompts_go_to_every_system_of_a_case() -> None:
+    for case in ("2", "3", "5"):
+        assert (
+            len({json.dumps(job.prompts) for job in jobs(case, scale="full", device="cuda") if job.case == case}) == 1
+        )
+
+
+def test_settings_of_the_cases_are_those_asked_for() -> None:
+    engines = {
+        (job.case, job.system): job.settings["engine"]
+        for case in CASES
+        for job in jobs(case, scale="full", device="cuda")
+        if job.child == "neo_child"
+    }
+    assert engines["3", "asymmetric_pipeline"]["device_blocks"] == 54
+    assert engines["4a", "asymmetric_pipeline"]["device_blocks"] == 831
+    assert engines["6-out300", "asymmetric_pipeline-4t"]["host_threads"] == 4
+    a10g = EngineConfig(**emulated_settings(engines["6-out300", "gpu_only"]))
+    assert (a10g.sms, a10g.device_blocks * a10g.block_size) == (8, 26_400)
+    assert all(engine["device"] == "cuda" for engine in engines.values())
+
+
+def test_profiles_come_first_once_and_only_when_asked_for() -> None:
+    plain = jobs("3", scale="full", device="cuda")
+    thorough = jobs("3", scale="full", device="cuda", thorough=True)
+    assert thorough[1:] == plain
+    assert thorough[0].once
+    assert thorough[0].settings["kind"] == "profile"
+
+
+def test_prompts_are_the_same_for_the_same_seed_and_warm_up_is_short(tmp_path: Path) -> None:
+    arguments = {"workload": "exact:30,64", "num_requests": 5, "num_warmup": 3, "model": "tiny"}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        draw(tmp_path / name, **arguments, seed=seed)
+    first, second, third = (read_prompts(str(tmp_path / name)) for name in "abc")
+    assert first == second
+    assert first["requests"] != third["requests"]
+    assert [(len(prompt), output) for prompt, output in first["requests"]] == [(30, 64)] * 5
+    assert [output for _, output in first["warmup"]] == [WARMUP_OUTPUT_TOKENS] * 3
+    assert first["facts"]["output_tokens"] == 320
+    heads = [prompt[0] for prompt, _ in first["requests"] + first["warmup"]]
+    assert len(set(heads)) == len(heads)
+
+
+@pytest.mark.parametrize("model", ["tiny", "llama-2-7b", "llama-3.1-8b", "llama-3.1-70b"])
+def test_config_json_describes_the_same_shape(model: str, tmp_path: Path) -> None:
+    shape = resolve_shape(model)
+    write_config(tmp_path / model, shape, "bfloat16")
+    read = shape_from_hf_config(tmp_path / model)
+    eos = shape.eos_token_ids or (2,)
+    assert (read, eos) == (type(shape)(**{**vars(shape), "eos_token_ids": eos}), read.eos_token_ids)
