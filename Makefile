@@ -3,7 +3,7 @@
 # make test-native   the native tests again, under AddressSanitizer, UBSan and ThreadSanitizer
 # make fmt     format all code                   make setup   only set up .venv
 VENV := .venv
-PY_SOURCES := harness engines neo_engine pacpu workloads results reports src tests tools
+PY_SOURCES := harness engines neo_engine pacpu workloads results reports src tests tools benchmarks
 NATIVE_SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
 .PHONY: help bench test test-native check fmt setup clean

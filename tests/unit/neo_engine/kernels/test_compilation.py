@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs we name and fits them; Triton's interpreter accepts what its compiler does not.
+"""Every Triton kernel compiles for the GPUs we name and fits them: the interpreter accepts what the compiler does not.
 
 It needs no GPU. A process that interprets cannot compile, so each architecture gets a process of its own.
 """
@@ -17,6 +17,7 @@ SHARED_MEMORY_BYTES = {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", SHARED_MEMORY_BYTES)
 def test_kernels_compile(architecture, tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
