@@ -17,6 +17,7 @@ SHARED_MEMORY_BYTES = {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", SHARED_MEMORY_BYTES)
 def test_kernels_compile(architecture, tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")

@@ -124,6 +124,17 @@ def test_heads_and_layouts_that_do_not_fit_are_refused():
         fused.rotate_and_store_(heads, positions, layout=KvLayout("float32", 64, 8), **arguments)
     with pytest.raises(ValueError, match="float16"):
         fused.rotate_and_store_(heads, positions, layout=KvLayout("float16", 64, 16), **arguments)
+    with pytest.raises(ValueError, match="8192 bytes, one slot"):
+        fused.rotate_and_store_(heads, positions, layout=KvLayout("float32", 64, 16), **arguments)
+    wide = torch.zeros(3, 16)
+    with pytest.raises(ValueError, match="gate_up"):
+        fused.silu_mul(wide[:, :8])
+    with pytest.raises(ValueError, match="x: expected"):
+        fused.add_rms_norm_(wide[:, :8], None, weight=torch.ones(8), eps=1e-5)
+    with pytest.raises(ValueError, match="delta: expected"):
+        fused.add_rms_norm_(wide, wide[:2], weight=torch.ones(16), eps=1e-5)
+    with pytest.raises(ValueError, match="at most 16384"):
+        fused.add_rms_norm_(torch.zeros(1, 20000), None, weight=torch.ones(20000), eps=1e-5)
 
 
 @pytest.mark.gpu
