@@ -15,7 +15,9 @@ from neobench.neo_engine.cpu_attention import available_memory_bytes
 from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.executor.base import Executor
 from neobench.neo_engine.executor.cpu import CpuExecutor
+from neobench.neo_engine.executor.gpu import GpuExecutor
 from neobench.neo_engine.green_context import RestrictedExecutor, Restriction
+from neobench.neo_engine.kernels.decode_attention import check_device
 from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
 from neobench.neo_engine.model.weights import build_model
 from neobench.neo_engine.profiler import load_or_measure
@@ -38,6 +40,22 @@ def check_memory(config: EngineConfig, available_bytes: int) -> None:
         )
 
 
+def check_gpu(config: EngineConfig) -> None:
+    """Raises ConfigError where there is no GPU, or one that does not compute in this dtype or lacks the memory."""
+    if not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no NVIDIA GPU here; leave --device out to run on the CPU")
+    check_device(torch.cuda.get_device_capability(), getattr(torch, config.dtype))
+    weights = config.shape.num_parameters * DTYPE_BYTES[config.dtype]
+    kv = config.device_blocks * config.block_bytes(config.device_layout)
+    free, _ = torch.cuda.mem_get_info()
+    if weights + kv > free:
+        raise ConfigError(
+            f"{config.model} needs {weights / 2**30:.1f} GiB for weights in {config.dtype} and {kv / 2**30:.1f} GiB "
+            f"for KV, but {free / 2**30:.1f} GiB of the GPU's memory are free: choose a "
+            "smaller --device-blocks or model"
+        )
+
+
 def build_executor(config: EngineConfig, say: Say = _logger.info) -> Executor:
     """Restricted to a part of the GPU where the config says so.
 
@@ -57,17 +75,20 @@ def _build_unrestricted(config: EngineConfig, say: Say) -> Executor:
     if config.shape.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ConfigError(f"{config.model} has a head_dim of {config.shape.head_dim}; host attention knows {known}")
-    if config.device == "cuda":
-        raise ConfigError("device is 'cuda', but this version has no executor for it")
-    check_memory(config, available_memory_bytes())
-    if torch.cuda.is_available():
-        say("note: there is a CUDA device, but this version computes on the CPU and emulates the device tier in RAM")
+    on_gpu = config.device == "cuda"
+    if on_gpu:
+        check_gpu(config)
+    else:
+        check_memory(config, available_memory_bytes())
+        if torch.cuda.is_available():
+            say("note: there is a CUDA device; --device cuda uses it, here its tier is emulated in RAM")
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
-    model = build_model(config, device=torch.device("cpu"), progress=partial(_every_tenth(say, "loading"), "weights"))
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    model = build_model(config, device=device, progress=partial(_every_tenth(say, "loading"), "weights"))
     device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
     host_dtype = "" if config.host_kv_dtype == "same" else f" in {config.host_kv_dtype}"
     say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier{host_dtype}")
-    return CpuExecutor(config, model)
+    return GpuExecutor(config, model, say) if on_gpu else CpuExecutor(config, model)
 
 
 def build_engine(config: EngineConfig, say: Say = _logger.info) -> NeoEngine:

@@ -40,11 +40,12 @@ class _Slot:
         max_rows: int,
         max_context: int,
         target: str,
+        pin_buffers: bool,
     ) -> None:
-        self.query = torch.zeros(max_rows, shape.num_query_heads, shape.head_dim, dtype=dtype)
-        self.key = torch.zeros(max_rows, shape.num_kv_heads, shape.head_dim, dtype=dtype)
-        self.value = torch.zeros_like(self.key)
-        self.output = torch.zeros_like(self.query)
+        head_counts = (shape.num_query_heads, shape.num_kv_heads, shape.num_kv_heads)
+        self.heads = torch.zeros(max_rows, sum(head_counts), shape.head_dim, dtype=dtype, pin_memory=pin_buffers)
+        self.parts = query, key, value = self.heads.split_with_sizes(head_counts, 1)
+        self.output = torch.zeros(max_rows, *query.shape[1:], dtype=dtype, pin_memory=pin_buffers)
         self.tables = np.zeros((max_rows, -(-max_context // layout.block_size)), dtype=np.int32)
         self.contexts = np.zeros(max_rows, dtype=np.int32)
         self.num_rows = 0
@@ -60,9 +61,9 @@ class _Slot:
             kv=kv.transpose(0, 1),
             kv_dtype=layout.dtype,
             block_size=layout.block_size,
-            query=self.query,
-            new_key=self.key,
-            new_value=self.value,
+            query=query,
+            new_key=key,
+            new_value=value,
             output=self.output,
             block_tables=self.tables,
             context_lens=self.contexts,
@@ -100,13 +101,16 @@ class PagedDecodeAttention:
         max_rows: int,
         max_context: int,
         target: str,
+        pin_buffers: bool = False,
     ) -> None:
+        """`pin_buffers`: q, k, v and the output lie in page-locked memory, for a GPU to read and write."""
         self.layout = layout
         self._workers = pacpu.WorkerPool(num_threads, cpus=_worker_cpus(num_threads))
         kv_shape = (num_blocks, shape.num_layers, shape.num_kv_heads, layout.piece_bytes)
         # A tier may be empty, memory may not.
         self._memory = pacpu.KvMemory(max(1, math.prod(kv_shape)), pool=self._workers)
         self.kv = torch.from_numpy(self._memory.array)[: math.prod(kv_shape)].view(kv_shape)
+        self._under_way: set[int] = set()
         self._slots = [
             _Slot(
                 self._workers,
@@ -117,6 +121,7 @@ class PagedDecodeAttention:
                 max_rows=max_rows,
                 max_context=max_context,
                 target=target,
+                pin_buffers=pin_buffers,
             )
             for _ in range(num_slots)
         ]
@@ -142,21 +147,44 @@ class PagedDecodeAttention:
     def start(self, slot: int, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """query [rows, query_heads, head_dim]; key, value [rows, kv_heads, head_dim] of the new tokens."""
         state = self._slots[slot]
-        rows = state.num_rows
-        state.query[:rows].copy_(query)
-        state.key[:rows].copy_(key)
-        state.value[:rows].copy_(value)
-        state.plan.start(layer)
+        for buffer, part in zip(state.parts, (query, key, value), strict=True):
+            buffer[: state.num_rows].copy_(part)
+        self.start_in_place(slot, layer)
+
+    def start_in_place(self, slot: int, layer: int) -> None:
+        """As `start`, where q, k, v are in the slot's buffers already."""
+        self._slots[slot].plan.start(layer)
+        self._under_way.add(slot)
 
     def wait(self, slot: int) -> torch.Tensor:
         """The attention output [rows, query_heads * head_dim]; overwritten by the slot's next `start`."""
         state = self._slots[slot]
+        self._under_way.discard(slot)
         state.plan.wait()
         return state.output[: state.num_rows].flatten(1)
 
     def finished_ns(self, slot: int) -> int:
         """When the workers finished the slot's last call, on the clock of time.perf_counter_ns."""
         return self._slots[slot].plan.finished_ns
+
+    def drain(self) -> None:
+        """Waits for whatever is under way, after an error elsewhere."""
+        for slot in tuple(self._under_way):
+            self.wait(slot)
+
+    def buffers(self, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a slot takes q, k, v from, as [rows, query_heads + 2 * kv_heads, head_dim], and leaves its output
+        [rows, query_heads, head_dim]."""
+        return self._slots[slot].heads, self._slots[slot].output
+
+    def flag_sequence(self, ready: torch.Tensor, done: torch.Tensor) -> pacpu.FlagSequence:
+        """For layers started by flags, int32 [flags] each in CPU memory; see pacpu.FlagSequence."""
+        return pacpu.FlagSequence(self._workers, ready=ready, done=done)
+
+    def arm(self, sequence: pacpu.FlagSequence, steps: Sequence[tuple[int, int, int]], *, timeout_s: float) -> None:
+        """`steps` of (slot, layer, flag), in the order in which their flags will be raised; each slot has begun."""
+        plans = [state.plan for state in self._slots]
+        sequence.arm([(plans[slot], layer, flag, slot) for slot, layer, flag in steps], timeout_s=timeout_s)
 
     def close(self) -> None:
         self._workers.close()

@@ -111,6 +111,9 @@ class RestrictedExecutor:
         with self._restriction:
             return self._executor.execute(mode, batches, moves, sampling)
 
+    def measure_stages(self, every_stage: bool) -> None:
+        self._executor.measure_stages(every_stage)
+
     def describe(self) -> dict[str, Any]:
         return {**self._executor.describe(), "emulation": self._restriction.describe()}
 

@@ -42,6 +42,13 @@ class Effort:
     max_point_seconds: float
 
 
+QUICK_ON_GPU = Effort(
+    (1, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192),
+    (1, 4, 16, 32, 64, 128, 256),
+    (64, 512, 1024, 2048),
+    repeats=3,
+    max_point_seconds=1.0,
+)
 QUICK = Effort((1, 4, 16, 64, 256, 1024), (1, 8, 64), (32, 256, 1024), repeats=3, max_point_seconds=1.0)
 THOROUGH = Effort(
     (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192),
@@ -108,7 +115,8 @@ def load_or_measure(config: EngineConfig, executor: Executor, progress: Progress
     except ProfileError as error:
         if path.exists():
             _logger.warning("%s", error)
-    profile = Profile(key, measure(config, executor, QUICK, progress))
+    effort = QUICK_ON_GPU if config.device == "cuda" else QUICK
+    profile = Profile(key, measure(config, executor, effort, progress))
     try:
         profile.save(path)
     except OSError as error:
@@ -118,7 +126,11 @@ def load_or_measure(config: EngineConfig, executor: Executor, progress: Progress
 
 def measure(config: EngineConfig, executor: Executor, effort: Effort, progress: Progress | None = None) -> CostTables:
     """Run every point and return the tables. Overwrites KV: only for an executor that serves nobody yet."""
-    return _Measurement(config, executor, effort, progress).tables()
+    executor.measure_stages(every_stage=True)
+    try:
+        return _Measurement(config, executor, effort, progress).tables()
+    finally:
+        executor.measure_stages(every_stage=False)
 
 
 class _Measurement:
@@ -186,7 +198,7 @@ class _Measurement:
             self._progress("linear layers and prompts", done, len(sizes))
             lengths = [longest] * (size // longest) + ([size % longest] if size % longest else [])
             times = self._run(Mode.GPU_ONLY, [self._prompt_inputs(lengths)])
-            linear[size] = times.linear_ns / self._layers
+            linear[size] = self._linear_ns(size, times) / self._layers
             if len(lengths) == 1:
                 attention[size] = times.prefill_attention_ns / self._layers
             if size <= 64:
@@ -194,6 +206,12 @@ class _Measurement:
             if self._too_slow(times.total_ns):
                 break
         return _curve(linear), _curve(attention)
+
+    def _linear_ns(self, rows: int, prompts: StageTimes) -> int:
+        """Of as many decodes where there may be so many: few rows are decodes, which a GPU replays as a graph."""
+        if self._config.device != "cuda" or rows > self._config.max_batch_rows:
+            return prompts.linear_ns
+        return self._run(Mode.GPU_ONLY, [self._decode_inputs(Tier.DEVICE, rows, 16)]).linear_ns
 
     def _decodes(self, tier: Tier) -> tuple[Surface, Curve]:
         """Decode attention of one tier by rows and context, and the LM head by rows."""
@@ -204,6 +222,8 @@ class _Measurement:
         lines: list[tuple[float, ...]] = []
         head: dict[int, float] = {}
         mode = Mode.GPU_ONLY if tier is Tier.DEVICE else Mode.SERIAL
+        if tier is Tier.HOST and not config.host_blocks:
+            return Surface((1,), (1,), ((0.0,),)), Curve((1,), (0.0,))
         for index, rows in enumerate(all_rows):
             line: list[float] = []
             for context in contexts:
@@ -211,7 +231,9 @@ class _Measurement:
                     f"{tier.value} decode attention", index * len(contexts) + len(line), len(all_rows) * len(contexts)
                 )
                 times = self._run(mode, [self._decode_inputs(tier, rows, context)])
-                line.append((times.device_decode_ns + times.host_decode_ns) / self._layers)
+                # Nothing hides the host here, so the wait is the way there and back as well.
+                host_ns = max(times.host_decode_ns, times.host_wait_ns)
+                line.append((times.device_decode_ns + host_ns) / self._layers)
                 head[rows] = min(head.get(rows, times.head_ns), times.head_ns)
             lines.append(capped_by_larger(line))
         columns = [capped_by_larger(column) for column in zip(*lines, strict=True)]
@@ -221,6 +243,8 @@ class _Measurement:
         """Copies from the device to the host by blocks."""
         most = min(self._config.device_blocks, self._config.host_blocks)
         times: dict[int, float] = {}
+        if not most:
+            return Curve((1,), (0.0,))
         for count in sorted({1, max(1, most // 8), max(1, min(most, 64))}):
             blocks = tuple(range(count))
             move = BlockMove(Tier.DEVICE, blocks, blocks)

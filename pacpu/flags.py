@@ -67,6 +67,11 @@ class FlagSequence:
         """
         self._sequence.wait()
 
+    @property
+    def busy_ns(self) -> int:
+        """From each ready flag seen to its layer done, summed over the steps of the sequence that `wait` last ended."""
+        return self._sequence.busy_ns
+
     def cancel(self) -> None:
         """Ends the sequence early, if one is armed; from any thread. `wait` is still to be called."""
         self._sequence.cancel()

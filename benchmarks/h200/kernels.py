@@ -50,13 +50,17 @@ def graph_us(launches: Sequence[Launch]) -> float:
     graph.replay()
     times = []
     for _ in range(SAMPLES):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = _event(), _event()
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(launches))
+        times.append(float(start.elapsed_time(end)) * 1e3 / len(launches))
     return statistics.median(times)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def copy_gbps() -> float:

@@ -34,8 +34,12 @@ class Executor(Protocol):
         """Do the moves in order, then the sub-batches, and draw one token for each request whose prompt is complete.
 
         `sampling` has a row for each of `logit_rows`, sub-batch 0's first; so has the result. Measured stage times
-        beside it.
+        beside it, 0 for a stage that was not timed; `total_ns` always is, and so are the host's.
         """
+        ...
+
+    def measure_stages(self, every_stage: bool) -> None:
+        """Whether all stages are timed from here on, where that has a cost."""
         ...
 
     def describe(self) -> dict[str, Any]:

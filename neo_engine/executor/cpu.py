@@ -112,6 +112,9 @@ class CpuExecutor:
             "torch": str(torch.__version__),
         }
 
+    def measure_stages(self, every_stage: bool) -> None:
+        """All of them always are."""
+
     def close(self) -> None:
         self._device_attention.close()
         self._host_attention.close()

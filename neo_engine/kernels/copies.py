@@ -34,11 +34,12 @@ def copy_pieces(
     """All KV heads of one layer of some blocks from one slab to another of the same layout.
 
     source, target uint8 [blocks, layers, kv_heads, piece_bytes]; layers: the source's and the target's; block lists
-    int32 or int64 of equal length, on the device of target. source may be pinned host memory, read by the kernel.
+    int32 or int64 of equal length. One of the slabs may be page-locked host memory, which the kernel then reads or
+    writes; the lists are on the other's device.
     """
     if source.shape[2:] != target.shape[2:] or source_blocks.shape != target_blocks.shape:
         raise ValueError(f"pieces: {list(source.shape)} and {list(target.shape)} are not of one layout")
-    if not target.is_cuda:
+    if not (source.is_cuda or target.is_cuda):
         reference.copy_pieces(source, target, layers=layers, source_blocks=source_blocks, target_blocks=target_blocks)
         return
     from neobench.neo_engine.kernels import triton_copies

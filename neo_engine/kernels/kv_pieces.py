@@ -85,7 +85,7 @@ def store_tokens(
         tiled[..., part, :].view(*tiled.shape[:-2], *shape)
         for part, shape in enumerate((layout.key_shape, layout.value_shape))
     )
-    keys[blocks, :, tiles, :, tokens] = key.reshape(*key.shape[:-1], -1, layout.pack)
+    keys[blocks, :, tiles, :, tokens] = key.reshape(*key.shape[:-1], layout.head_dim // layout.pack, layout.pack)
     values[blocks, :, tiles, tokens // layout.pack, :, tokens % layout.pack] = value
 
 

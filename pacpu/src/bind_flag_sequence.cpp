@@ -47,6 +47,7 @@ void bind_flag_sequence(py::module_& module) {
         .def("arm", &OwningFlagSequence::arm, py::arg("steps"), py::kw_only(), py::arg("timeout_s"), py::arg("owners"))
         .def(
             "wait", [](OwningFlagSequence& self) { self.sequence.wait(); }, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("busy_ns", [](const OwningFlagSequence& self) { return self.sequence.busy_ns(); })
         .def("cancel", [](OwningFlagSequence& self) { self.sequence.cancel(); });
 }
 

@@ -54,7 +54,7 @@ class DecodePlan final : public LayerSource {
     void wait() override;
     const Target& target() const { return target_; }
     // When the layer last waited for was complete: nanoseconds of the steady clock; 0 before, or if it had no work.
-    int64_t finished_ns() const { return finished_ns_; }
+    int64_t finished_ns() const override { return finished_ns_; }
 
   private:
     struct Scratch {

@@ -43,6 +43,7 @@ void FlagSequence::arm(std::vector<FlagStep> steps, std::chrono::nanoseconds tim
     next_step_ = 0;
     timeout_ = timeout;
     deadline_ = Clock::now() + timeout;
+    busy_ns_ = 0;
     cancelled_.store(false);
     pool_->set_poller(this);
     armed_ = true;
@@ -78,9 +79,9 @@ void FlagSequence::wait() {
     if (!armed_) throw std::runtime_error("wait() without arm()");
     pool_->wait(this);
     armed_ = false;
-    for (LayerSource* source : started_) {
+    for (const auto& [source, started_ns] : started_) {
         try {
-            source->wait();
+            finish(source, started_ns);
         } catch (...) {
             if (!error_) error_ = std::current_exception();
         }
@@ -109,14 +110,21 @@ void FlagSequence::start_step(const FlagStep& step) {
     lower_flag(ready_ + step.slot);
     const auto [last, is_first] = last_slots_.try_emplace(step.sub_batch, step.slot);
     if (!is_first) lower_flag(done_ + std::exchange(last->second, step.slot));
-    const auto pending = std::find(started_.begin(), started_.end(), step.source);
+    const auto now = Clock::now();
+    const auto pending = started_.find(step.source);
     if (pending != started_.end()) {
+        const int64_t started_ns = pending->second;
         started_.erase(pending);
-        step.source->wait();  // no wait to speak of: its done flag has been seen
+        finish(step.source, started_ns);  // no wait to speak of: its done flag has been seen
     }
     step.source->start(step.layer, done_ + step.slot);
-    started_.push_back(step.source);
-    deadline_ = Clock::now() + timeout_;
+    started_[step.source] = std::chrono::duration_cast<std::chrono::nanoseconds>(now.time_since_epoch()).count();
+    deadline_ = now + timeout_;
+}
+
+void FlagSequence::finish(LayerSource* source, int64_t started_ns) {
+    source->wait();
+    busy_ns_ += std::max<int64_t>(0, source->finished_ns() - started_ns);
 }
 
 void FlagSequence::check_deadline(const FlagStep& step) {

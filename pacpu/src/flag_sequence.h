@@ -48,12 +48,15 @@ class FlagSequence final : private Poller {
     void wait();
     // Ends the sequence early, if one is armed; from any thread. wait() is still to be called, and throws nothing new.
     void cancel() { cancelled_.store(true); }
+    // From a ready flag seen to its layer complete, summed over the steps of the last sequence that wait() has ended.
+    int64_t busy_ns() const { return busy_ns_; }
 
   private:
     bool poll() noexcept override;
     void lower_all();
     void check_steps(const std::vector<FlagStep>& steps) const;
     void start_step(const FlagStep& step);
+    void finish(LayerSource* source, int64_t started_ns);
     void check_deadline(const FlagStep& step);
     bool work_is_under_way() const;
     bool end_early() noexcept;
@@ -72,7 +75,8 @@ class FlagSequence final : private Poller {
     std::chrono::steady_clock::time_point deadline_;
     int64_t looks_ = 0;
     std::map<int64_t, int64_t> last_slots_;  // by sub-batch: where its latest step raises done; outlives a sequence
-    std::vector<LayerSource*> started_;      // and not waited for
+    std::map<LayerSource*, int64_t> started_;  // and not waited for, with when
+    int64_t busy_ns_ = 0;
     bool ended_early_ = false;
     std::exception_ptr error_;
 };

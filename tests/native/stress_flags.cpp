@@ -29,7 +29,8 @@ class AddLayer final : public pacpu::LayerSource {
         layer_ = layer;
         ticket_ = pool_->submit(&AddLayer::run_item, this, kNumItems, done_flag);
     }
-    void wait() override { pool_->wait(ticket_); }
+    void wait() override { finished_ns_ = pool_->wait(ticket_); }
+    int64_t finished_ns() const override { return finished_ns_; }
 
     std::vector<int64_t> input = std::vector<int64_t>(kNumItems * kItemWords);
     std::vector<int64_t> output = std::vector<int64_t>(kNumItems * kItemWords);
@@ -48,6 +49,7 @@ class AddLayer final : public pacpu::LayerSource {
     const std::shared_ptr<pacpu::WorkerPool> pool_;
     int64_t layer_ = 0;
     uint64_t ticket_ = 0;
+    int64_t finished_ns_ = 0;
 };
 
 void fail(const char* what, int64_t round) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from neobench.neo_engine.build import build_executor, check_memory  # noqa: E402
 from neobench.neo_engine.config import ConfigError, EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
+from neobench.neo_engine.executor.base import Executor  # noqa: E402
+from neobench.neo_engine.executor.gpu import GpuExecutor  # noqa: E402
+from neobench.neo_engine.model.weights import build_model  # noqa: E402
 from neobench.neo_engine.profiler import QUICK, cache_path, capped_by_larger, load_or_measure, measure, profile_key  # noqa: E402
 from neobench.neo_engine.request import SamplingParams, Tier  # noqa: E402
 
@@ -33,10 +37,20 @@ def mixed_requests(count: int, *, seed: int = 0, longest_prompt: int = 150, voca
     ]
 
 
-def run_engine(config: EngineConfig, tables: CostTables, requests: Requests) -> tuple[list[list[int]], dict[str, Any]]:
+def gpu_code_on_the_cpu(config: EngineConfig) -> Executor:
+    """The GPU's executor with its kernels' torch twins, and no streams, flags or graphs."""
+    return GpuExecutor(config, build_model(config, device=torch.device("cpu")))
+
+
+def run_engine(
+    config: EngineConfig,
+    tables: CostTables,
+    requests: Requests,
+    build: Callable[[EngineConfig], Executor] = build_executor,
+) -> tuple[list[list[int]], dict[str, Any]]:
     """Tokens of each request in order, two arriving each step, and the engine's statistics; `tables` are kept to."""
     config = replace(config, correct_costs=False)
-    engine = NeoEngine(config, build_executor(config), CostModel(tables, config.shape.num_layers))
+    engine = NeoEngine(config, build(config), CostModel(tables, config.shape.num_layers))
     tokens: dict[int, list[int]] = {}
     pending = list(requests)
     try:
@@ -115,6 +129,33 @@ def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
     if max_batch_tokens < 100 and policy != "full_offload":
         prompts = stats["prefills_to_device"] + stats["prefills_to_host"]
         assert stats["prefill_chunks"] > 1.5 * prompts
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_batch_tokens", "device_blocks", "host_blocks", "expected"),
+    [
+        ("gpu_only", 2048, 20, 0, ["preemptions"]),
+        ("chunked_prefill", 23, 20, 0, ["preemptions"]),
+        ("full_offload", 100, 1, 18, ["preemptions", "iterations_asymmetric"]),
+        ("asymmetric_pipeline", 23, 20, 400, ["cpu_decode_tokens", "swaps_out", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 2048, 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
+        ("asymmetric_pipeline", 2048, 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
+    ],
+)
+def test_greedy_tokens_of_the_gpu_executor_are_the_same(
+    card: CostTables,
+    roomy: list[list[int]],
+    policy: str,
+    max_batch_tokens: int,
+    device_blocks: int,
+    host_blocks: int,
+    expected: list[str],
+) -> None:
+    config = EngineConfig(policy=policy, device_blocks=device_blocks, host_threads=1, max_batch_tokens=max_batch_tokens)
+    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
+    tokens, stats = run_engine(config, card, mixed_requests(50), gpu_code_on_the_cpu)
+    assert tokens == roomy
+    assert {name: stats[name] for name in expected if not stats[name]} == {}
 
 
 def test_a_prompt_in_chunks_may_move_and_be_dropped_between_them(card: CostTables) -> None:

@@ -1,0 +1,84 @@
+"""A Llama's layers on a device, its small steps fused: GEMMs by torch, the rest by kernels/fused.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neobench.neo_engine.kernels.fused import add_rms_norm_, rotate_and_store_, silu_mul
+from neobench.neo_engine.kv_cache.layout import KvLayout
+from neobench.neo_engine.model.llama import LlamaModel
+from neobench.neo_engine.model.rotary import rotary_table
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where K and V of some neighbouring rows go: a layer of a slab, by the rows' slots."""
+
+    rows: slice
+    kv: Tensor
+    layer: int
+
+
+class FusedLayers:
+    """The arithmetic of `LlamaModel` around its attention, with the residual added in the norm that follows it.
+
+    n rows. x [n, hidden] is the residual stream, changed in place; delta [n, hidden], what a layer's MLP adds to it,
+    is added by whoever comes next: the next layer, or `logits`.
+    """
+
+    def __init__(self, model: LlamaModel, layout: KvLayout) -> None:
+        self._model = model
+        self._shape = model.shape
+        self._layout = layout
+        self._table = rotary_table(model.shape, dtype=model.dtype, device=model.device)
+        self._num_heads = model.shape.num_query_heads + 2 * model.shape.num_kv_heads
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._model.embed(token_ids)
+
+    def before_attention(
+        self,
+        layer: int,
+        x: Tensor,
+        delta: Tensor | None,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        stores: tuple[Store, ...],
+    ) -> Tensor:
+        """Heads [n, Hq + 2 Hkv, D] of q, k, v, rotated; K and V stored as `stores` say, which cover all rows."""
+        weights = self._model.weights.layers[layer]
+        normed = add_rms_norm_(x, delta, weight=weights.attention_norm, eps=self._shape.rms_norm_eps)
+        qkv = _linear(normed, weights.qkv, weights.qkv_bias)
+        heads = qkv.view(-1, self._num_heads, self._shape.head_dim)
+        for store in stores:
+            rotate_and_store_(
+                heads[store.rows],
+                positions[store.rows],
+                table=self._table,
+                kv=store.kv,
+                layout=self._layout,
+                layer=store.layer,
+                slots=slots[store.rows],
+            )
+        return heads
+
+    def after_attention(self, layer: int, x: Tensor, attention: Tensor) -> Tensor:
+        """attention [n, Hq, D] -> delta; x gets the attention's part."""
+        weights = self._model.weights.layers[layer]
+        projected = _linear(attention.flatten(1), weights.output, weights.output_bias)
+        normed = add_rms_norm_(x, projected, weight=weights.mlp_norm, eps=self._shape.rms_norm_eps)
+        return torch.mm(silu_mul(torch.mm(normed, weights.gate_up)), weights.down)
+
+    def logits(self, x: Tensor, delta: Tensor) -> Tensor:
+        """x, delta [m, hidden] of the rows that predict a token, out of the last layer -> [m, vocab] float32."""
+        weights = self._model.weights
+        normed = add_rms_norm_(x, delta, weight=weights.final_norm, eps=self._shape.rms_norm_eps)
+        return torch.mm(normed, weights.head).float()
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
