@@ -22,6 +22,7 @@ _LOG2_E = 1.4426950408889634
 # The block table is loaded two steps ahead, K and V one. 4 compiles to the same, 5 keeps two steps of K and V in
 # flight for twice the shared memory.
 _NUM_STAGES = 3
+_NUM_WARPS = 4
 _MERGED_SPANS = 16  # partial results that the merge reads at a time
 
 
@@ -312,7 +313,7 @@ def decode_attention(
         pack=layout.pack,
         operand=_OPERANDS[query.dtype if query.is_cuda else torch.float32],
         one_span=one_span,
-        num_warps=4,
+        num_warps=_NUM_WARPS,
         num_stages=_NUM_STAGES,
     )
     if not one_span:
