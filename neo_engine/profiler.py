@@ -252,6 +252,8 @@ class _Measurement:
         return _curve(times)
 
     def _two_batches_fixed_ns(self) -> int:
+        if not self._config.host_blocks:
+            return 0
         times = self._run(
             Mode.ASYMMETRIC,
             [self._decode_inputs(Tier.DEVICE, 1, 16), self._decode_inputs(Tier.HOST, 1, 16)],

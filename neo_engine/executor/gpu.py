@@ -208,7 +208,7 @@ class GpuExecutor:
         if inputs.prefills:
             out = self._out if self._is_cuda else None
             prompts = Prompts(inputs.prefills, self._slabs, self._config.shape.num_query_heads, out)
-        return self._buffers[slot].fill(inputs, prompts, num_device=num_device, num_host=num_host, pad_logits=is_padded)
+        return self._buffers[slot].fill(inputs, prompts, num_device=num_device, num_host=num_host, is_padded=is_padded)
 
     def _host_steps(self, mode: Mode, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
         layers = range(self._config.shape.num_layers)

@@ -47,36 +47,44 @@ class Lane:
         return slice(self.num_rows - self.num_host, self.num_rows)
 
 
+class _RowBuffer:
+    """The four numbers of each row, in page-locked memory and on the device."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.rows = rows
+        self.host = torch.zeros(4 * rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.device = self.host.to(device)
+
+
 class LaneBuffers:
-    """Inputs of one sub-batch in page-locked memory and on the device: for equal sizes always in the same place.
+    """Inputs of one sub-batch in page-locked memory and on the device; padded ones are always in the same place.
 
     `fill` may be called again once the device has done what was queued with the lane before.
     """
 
     def __init__(self, config: EngineConfig, slot: int, device: torch.device) -> None:
-        # A whole prompt may be longer than the budget.
-        rows = max(config.max_batch_tokens, config.max_request_tokens) + 2 * config.max_batch_rows
         blocks = config.blocks_for(config.max_request_tokens)
         is_cuda = device.type == "cuda"
         self._slot = slot
         self._block_size = config.block_size
-        self._host_rows = torch.zeros(4 * rows, dtype=torch.int64, pin_memory=is_cuda)
+        self._padded_rows = _RowBuffer(2 * config.max_batch_rows, device)
+        self._other_rows = _RowBuffer(config.max_batch_tokens, device)
         self._host_tables = torch.zeros(config.max_batch_rows, blocks, dtype=torch.int32, pin_memory=is_cuda)
         self._host_contexts = torch.zeros(config.max_batch_rows, dtype=torch.int32, pin_memory=is_cuda)
-        self._rows = self._host_rows.to(device)
         self._tables = self._host_tables.to(device)
         self._contexts = self._host_contexts.to(device)
 
     def fill(
-        self, inputs: BatchInputs, prompts: Prompts | None, *, num_device: int, num_host: int, pad_logits: bool
+        self, inputs: BatchInputs, prompts: Prompts | None, *, num_device: int, num_host: int, is_padded: bool
     ) -> Lane:
         """`num_device` and `num_host` rows, at least those of the inputs; the rest is padding, which changes nothing.
 
-        `pad_logits`: every row predicts a token, those that have none to predict after the others.
+        `is_padded`: every row predicts a token, those that have none to predict after the others.
         """
         prompt_rows = inputs.num_prefill_tokens
         n = prompt_rows + num_device + num_host
-        rows = self._host_rows.numpy()[: 4 * n].reshape(4, n)
+        buffer = self._padded_rows if is_padded else self._rows_for(n)
+        rows = buffer.host.numpy()[: 4 * n].reshape(4, n)
         real = _real_rows(inputs, num_device)
         rows[:] = np.array([[0], [0], [-1], [0]])
         rows[0, real] = inputs.token_ids
@@ -88,7 +96,7 @@ class LaneBuffers:
         rows[2, device] = self._slots(rows[1, device])
         logit_rows = real[inputs.logit_rows]
         rows[3, : len(logit_rows)] = logit_rows
-        on_device = self._rows[: 4 * n].copy_(self._host_rows[: 4 * n], non_blocking=True).view(4, n)
+        on_device = buffer.device[: 4 * n].copy_(buffer.host[: 4 * n], non_blocking=True).view(4, n)
         return Lane(
             slot=self._slot,
             num_device=num_device,
@@ -96,11 +104,17 @@ class LaneBuffers:
             token_ids=on_device[0],
             positions=on_device[1],
             slots=on_device[2],
-            logit_rows=on_device[3] if pad_logits else on_device[3, : len(logit_rows)],
+            logit_rows=on_device[3] if is_padded else on_device[3, : len(logit_rows)],
             tables=self._tables[:num_device].copy_(self._host_tables[:num_device], non_blocking=True),
             contexts=self._contexts[:num_device].copy_(self._host_contexts[:num_device], non_blocking=True),
             prompts=prompts,
         )
+
+    def _rows_for(self, n: int) -> _RowBuffer:
+        """A prompt may be longer than the budget."""
+        if n > self._other_rows.rows:
+            self._other_rows = _RowBuffer(2 * n, self._tables.device)
+        return self._other_rows
 
     def _fill_tables(self, inputs: BatchInputs, num_device: int) -> None:
         contexts = self._host_contexts.numpy()

@@ -74,7 +74,7 @@ class FlagSequence final : private Poller {
     std::chrono::nanoseconds timeout_{};
     std::chrono::steady_clock::time_point deadline_;
     int64_t looks_ = 0;
-    std::map<int64_t, int64_t> last_slots_;  // by sub-batch: where its latest step raises done; outlives a sequence
+    std::map<int64_t, int64_t> last_slots_;    // by sub-batch: where its latest step raises done; outlives a sequence
     std::map<LayerSource*, int64_t> started_;  // and not waited for, with when
     int64_t busy_ns_ = 0;
     bool ended_early_ = false;

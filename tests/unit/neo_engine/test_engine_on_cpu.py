@@ -300,6 +300,21 @@ def test_half_precision_runs_on_both_tiers(card: CostTables, dtype: Any) -> None
     assert stats["cpu_decode_tokens"] > 0
 
 
+@pytest.mark.parametrize("host_blocks", [0, 40])
+def test_the_gpu_executor_is_profiled_beyond_its_budget(host_blocks: int) -> None:
+    config = EngineConfig(device_blocks=30, host_threads=1, max_batch_tokens=32, max_batch_rows=16)
+    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
+    executor = gpu_code_on_the_cpu(config)
+    try:
+        tables = measure(config, executor, replace(QUICK, repeats=1))
+    finally:
+        executor.close()
+    assert tables.linear.sizes[-1] == 1024, "longer than the budget and than any one request"
+    assert tables.linear(64) > 0
+    assert tables.device_decode(4, 400) > 0
+    assert (tables.host_decode(4, 400) > 0) is (host_blocks > 0)
+
+
 def test_profile_is_measured_once_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = EngineConfig(device_blocks=64, device_threads=1, host_threads=1, max_batch_tokens=256)
