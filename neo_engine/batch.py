@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from neobench.neo_engine.request import Tier
 
@@ -50,8 +51,7 @@ class Prefill:
         return self.remaining_tokens == 0
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeRow:
+class DecodeRow(NamedTuple):
     """One new token of one request, which attends to `context_tokens` tokens, itself included."""
 
     request_id: int
@@ -122,9 +122,8 @@ class StepPlan:
         return sum(batch.num_requests for batch in self.sub_batches)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestView:
-    """What a policy may know of a request.
+class RequestView(NamedTuple):
+    """What a policy may know of a request: made anew for each of them in each step, hence no dataclass.
 
     `num_tokens` is its prompt and output so far: what prefills compute, and what its next decode attends to.
     `num_blocks` is what it holds now. `idle_steps` counts the steps since it last ran (or arrived).

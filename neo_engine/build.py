@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -95,6 +96,10 @@ def build_engine(config: EngineConfig, say: Say = _logger.info) -> NeoEngine:
     """An engine that is ready to serve. Raises ConfigError or ProfileError with the fix."""
     executor = build_executor(config, say)
     profile = load_or_measure(config, executor, progress=_every_tenth(say, "profiling"))
+    executor.warm_up()
+    # What is there now stays; to look through it again and again would stop a step for a tenth of a second.
+    gc.collect()
+    gc.freeze()
     return NeoEngine(config, executor, CostModel(profile.tables, config.shape.num_layers))
 
 

@@ -111,8 +111,10 @@ class NeoEngine:
     def _queue_of(self, request: Request) -> str:
         if request.request_id not in self._tables:
             return "waiting"
-        place = f"on_{self._tables[request.request_id].tier.value}"
-        return place if request.num_computed_tokens == request.num_tokens - 1 else f"prefilling_{place}"
+        on_device = self._tables[request.request_id].tier is Tier.DEVICE
+        if request.num_computed_tokens == request.num_tokens - 1:
+            return "on_device" if on_device else "on_host"
+        return "prefilling_on_device" if on_device else "prefilling_on_host"
 
     def _apply(self, plan: StepPlan) -> list[BlockMove]:
         """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""

@@ -111,6 +111,10 @@ class RestrictedExecutor:
         with self._restriction:
             return self._executor.execute(mode, batches, moves, sampling)
 
+    def warm_up(self) -> None:
+        with self._restriction:
+            self._executor.warm_up()
+
     def measure_stages(self, every_stage: bool) -> None:
         self._executor.measure_stages(every_stage)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from neobench.neo_engine.batch import Mode, StageTimes
 from neobench.neo_engine.executor.inputs import BatchInputs
@@ -12,8 +11,7 @@ from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.request import SamplingParams
 
 
-@dataclass(frozen=True)
-class SampleRow:
+class SampleRow(NamedTuple):
     """How one row's token is drawn: its parameters, a seed, and how many tokens the request already produced."""
 
     params: SamplingParams
@@ -40,6 +38,10 @@ class Executor(Protocol):
 
     def measure_stages(self, every_stage: bool) -> None:
         """Whether all stages are timed from here on, where that has a cost."""
+        ...
+
+    def warm_up(self) -> None:
+        """Whatever would make the first steps slow, before there is anything to serve. Overwrites KV."""
         ...
 
     def describe(self) -> dict[str, Any]:

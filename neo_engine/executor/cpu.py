@@ -112,6 +112,9 @@ class CpuExecutor:
             "torch": str(torch.__version__),
         }
 
+    def warm_up(self) -> None:
+        """Profiling, or the first steps, do it."""
+
     def measure_stages(self, every_stage: bool) -> None:
         """All of them always are."""
 

@@ -23,7 +23,7 @@ from neobench.neo_engine.executor import stream_flags
 from neobench.neo_engine.executor.base import SampleRow
 from neobench.neo_engine.executor.decode_graphs import ROW_SIZES, Captured, DecodeGraphs
 from neobench.neo_engine.executor.host_link import make_link
-from neobench.neo_engine.executor.inputs import BatchInputs
+from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput
 from neobench.neo_engine.executor.lanes import Lane, LaneBuffers, padded
 from neobench.neo_engine.executor.prompts import Prompts, Slabs
 from neobench.neo_engine.executor.stopwatch import Stopwatch
@@ -73,6 +73,8 @@ class GpuExecutor:
         self._buffers = [LaneBuffers(config, slot, self._device) for slot in range(2)]
         self._link = make_link(self._host, config.shape.num_layers, self._device)
         self._graphs = DecodeGraphs()
+        num_logits = 3 * config.max_batch_rows if self._is_cuda else 0
+        self._graph_logits = torch.empty(num_logits, config.shape.vocab_size, device=self._device)
         self._stages: frozenset[str] | None = _ALWAYS_TIMED
         if self._is_cuda:
             self._compute, self._copies, self._out = (stream_flags.new_stream(self._device) for _ in range(3))
@@ -112,6 +114,17 @@ class GpuExecutor:
             "pacpu_target": self._config.pacpu_target,
             "torch": str(torch.__version__),
         }
+
+    def warm_up(self) -> None:
+        """Captures decodes of all sizes on the device alone: in mid-run each would cost tens of milliseconds."""
+        if not self._is_cuda:
+            return
+        for rows in (size for size in ROW_SIZES if size <= self._config.max_batch_rows):
+            none = DecodeInput((), ())
+            padding = DecodeInput(((),) * rows, (0,) * rows)
+            inputs = BatchInputs([0] * rows, [0] * rows, prefills=(), device=padding, host=none)
+            for _ in range(2):
+                self.execute(Mode.GPU_ONLY, [inputs], (), [])
 
     def measure_stages(self, every_stage: bool) -> None:
         self._stages = None if every_stage else _ALWAYS_TIMED
@@ -224,7 +237,8 @@ class GpuExecutor:
             watch = Stopwatch(self._device, self._stages, in_graph=True)
             logits = self._forward(mode, lanes, watch)
             assert logits is not None
-            return logits, watch
+            # All graphs leave them in one place: of each its own they would take gigabytes.
+            return self._graph_logits[: len(logits)].copy_(logits), watch
 
         return self._graphs.get(key, capture)
 

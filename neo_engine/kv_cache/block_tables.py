@@ -63,6 +63,8 @@ class BlockTables:
         if table is not None and table.tier is not tier:
             raise ValueError(f"request {request_id} lives in the {table.tier.value} tier, not in {tier.value}")
         missing = -(-num_tokens // self.block_size) - (len(table.blocks) if table else 0)
+        if table is not None and missing <= 0:
+            return
         blocks = self._allocators[tier].allocate(max(0, missing))
         if table is None:
             self._tables[request_id] = BlockTable(tier, blocks)
