@@ -13,6 +13,7 @@ from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 
 FLAGS: Mapping[str, str] = {
+    "device": "--device",
     "device_blocks": "--device-blocks",
     "host_memory": "--host-memory",
     "host_kv_dtype": "--host-kv-dtype",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from neobench.neo_engine.config import SM_GRAIN, EngineConfig, HostKvDType
+from neobench.neo_engine.config import SM_GRAIN, Device, EngineConfig, HostKvDType
 from neobench.neo_engine.emulation import CARDS
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -60,6 +60,12 @@ _ENGINE_OPTIONS = (
         help="Of weights and KV.",
     ),
     click.option(
+        "--device",
+        type=click.Choice(get_args(Device)),
+        show_default=EngineConfig.device,
+        help="cuda: an NVIDIA GPU. cpu: its tier is a number of blocks in RAM, computed on some cores.",
+    ),
+    click.option(
         "--device-blocks",
         type=click.IntRange(1),
         show_default=str(EngineConfig.device_blocks),
@@ -100,10 +106,13 @@ _ENGINE_OPTIONS = (
         "--device-threads",
         type=click.IntRange(1),
         show_default="half",
-        help="Cores of the emulated device (no GPU).",
+        help="Cores of the emulated device, without a GPU.",
     ),
     click.option(
-        "--host-threads", type=click.IntRange(1), show_default="half", help="Cores for attention on the host."
+        "--host-threads",
+        type=click.IntRange(1),
+        show_default="half; beside a GPU all but one",
+        help="Cores for attention on the host.",
     ),
     click.option(
         "--profile",
