@@ -19,6 +19,7 @@ from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, Profi
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.executor.base import Executor  # noqa: E402
 from neobench.neo_engine.executor.gpu import GpuExecutor  # noqa: E402
+from neobench.neo_engine.model.fused_layers import FusedLayers  # noqa: E402
 from neobench.neo_engine.model.weights import build_model  # noqa: E402
 from neobench.neo_engine.profiler import QUICK, cache_path, capped_by_larger, load_or_measure, measure, profile_key  # noqa: E402
 from neobench.neo_engine.request import SamplingParams, Tier  # noqa: E402
@@ -298,6 +299,32 @@ def test_half_precision_runs_on_both_tiers(card: CostTables, dtype: Any) -> None
     tokens, stats = run_engine(config, card, requests)
     assert [len(sequence) for sequence in tokens] == [params.max_tokens for _, params in requests]
     assert stats["cpu_decode_tokens"] > 0
+
+
+def test_an_error_in_mid_step_leaves_the_gpu_executor_usable(card: CostTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two sub-batches, each with a layer at the workers."""
+    config = EngineConfig(policy="full_offload", device_blocks=1, host_threads=1, correct_costs=False)
+    engine = NeoEngine(config, gpu_code_on_the_cpu(config), CostModel(card, config.shape.num_layers))
+    real = FusedLayers.after_attention
+
+    def fails(self: FusedLayers, layer: int, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        if layer == 4:
+            raise ArithmeticError("as if a kernel had failed")
+        return real(self, layer, x, attention)
+
+    try:
+        for prompt, params in mixed_requests(4, seed=6):
+            engine.add_request(prompt, replace(params, max_tokens=6))
+        engine.step()
+        monkeypatch.setattr(FusedLayers, "after_attention", fails)
+        with pytest.raises(ArithmeticError, match="as if"):
+            engine.step()
+        monkeypatch.undo()
+        while engine.has_work:
+            engine.step()
+        assert engine.stats()["finished_requests"] == 4
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("host_blocks", [0, 40])
