@@ -7,7 +7,7 @@ manages: it shows that everything works and says nothing about speed, so only co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.h200.jobs import Job
@@ -72,8 +72,8 @@ FULL: Mapping[str, Setting] = {
         neo_chunk_tokens=2048,
         max_model_tokens=832,
     ),
-    # 17 rows of at most 768 tokens fill 816 of the 831 blocks; contexts go from 700 to 764, so they average about 750.
-    "4a": Setting("llama-3.1-70b", "bfloat16", 13_296, 24 * GIB, "exact:700,64", 53),
+    # 17 rows of 750 tokens fill 799 of the 831 blocks.
+    "4a": Setting("llama-3.1-70b", "bfloat16", 13_296, 24 * GIB, "exact:750,1", 17),
     "4b-500-500": _CASE_4,
     "4b-1000-200": Setting(**{**vars(_CASE_4), "workload": "exact:1000,200"}),
     "5": Setting(**{**vars(_CASE_2), "host_bytes": 24 * GIB}),
@@ -120,7 +120,7 @@ def jobs(case: str, *, scale: Scale, device: Device, thorough: bool = False) -> 
 def _profiles(made: list[Job]) -> Iterator[Job]:
     """One for each engine that plans with cost tables; those of other policies are the same."""
     for job in made:
-        if job.child == "neo_child" and job.settings["engine"]["policy"] == NEO:
+        if job.child in ("neo_child", "iterations_child") and job.settings["engine"]["policy"] == NEO:
             settings = {"kind": "profile", "engine": job.settings["engine"]}
             yield Job(job.case, f"profile of {job.system}", "neo_child", settings, job.limit_s, once=True)
 
@@ -135,7 +135,7 @@ def _measurements(case: str, scale: Scale, device: Device) -> Iterator[Job]:
     for part in _parts(case):
         setting = setting_of(part, scale)
         if case == "4a":
-            yield from _decode_jobs(part, setting, device)
+            yield from _decode_jobs(part, setting, scale, device)
         elif case == "6":
             yield from _emulated_jobs(part, setting, scale, device)
         else:
@@ -153,12 +153,14 @@ def _parts(case: str) -> list[str]:
     return [part for part in FULL if part == case or (part.startswith(f"{case}-") and part != "2-single")]
 
 
-def _decode_jobs(case: str, setting: Setting, device: Device) -> Iterator[Job]:
-    """As many requests as the device holds for the plain policy; 36 more for the host with NEO."""
-    on_device = setting.num_requests - 36 if setting.num_requests > 36 else 3
-    for system, count in ((PLAIN, on_device), (NEO, setting.num_requests)):
-        prompts = _prompts(setting) | {"num_requests": count}
-        yield _neo(case, system, setting, device, kind="decode", prompts=prompts)
+def _decode_jobs(case: str, setting: Setting, scale: Scale, device: Device) -> Iterator[Job]:
+    """Iterations of as many rows as the device holds; with NEO as many again on the host, and more, in halves."""
+    context, _ = map(int, setting.workload.partition(":")[2].split(","))
+    device_rows, halves = (17, [12, 14, 16, 18, 20]) if scale == "full" else (3, [2])
+    for system, host_rows in ((PLAIN, [0]), (NEO, halves)):
+        made = _neo(case, system, setting, device)
+        settings = {**made.settings, "device_rows": device_rows, "host_rows": host_rows, "context": context}
+        yield replace(made, child="iterations_child", settings=settings, prompts=None)
 
 
 def _emulated_jobs(case: str, setting: Setting, scale: Scale, device: Device) -> Iterator[Job]:

@@ -21,7 +21,7 @@ class Job:
     case: str
     system: str
     child: str
-    """The module of this folder that does it: neo_child, vllm_child or check_child."""
+    """The module of this folder that does it: neo_child, iterations_child, vllm_child or check_child."""
     settings: dict[str, Any]
     limit_s: float
     prompts: dict[str, Any] | None = None

@@ -33,20 +33,6 @@ def throughput(settings: dict[str, Any]) -> Result:
     return _result(engine, driven, driven.steps, metrics, prompts)
 
 
-def decode(settings: dict[str, Any]) -> Result:
-    """Decode iterations alone: tokens a second while every request decodes."""
-    engine, driven, prompts = _driven(settings)
-    window = decode_window(driven.steps, len(prompts["requests"]))
-    wall_ns = sum(step.wall_ns for step in window)
-    metrics = {
-        "decode_tokens_per_s": 1e9 * sum(step.tokens for step in window) / wall_ns,
-        "iteration_ms": wall_ns / len(window) / 1e6,
-        "device_rows": float(np.mean([step.device_decodes for step in window])),
-        "host_rows": float(np.mean([step.host_decodes for step in window])),
-    }
-    return _result(engine, driven, window, metrics, prompts)
-
-
 def single_stream(settings: dict[str, Any]) -> Result:
     """Milliseconds a token of one request alone, and the time in which the device could read the weights once.
 
@@ -64,7 +50,7 @@ def single_stream(settings: dict[str, Any]) -> Result:
 
 def profile(settings: dict[str, Any]) -> Result:
     """The thorough cost tables, kept where every later engine of the same settings finds them."""
-    config = _config(settings)
+    config = engine_config(settings)
     executor = build_executor(config, say=print)
     path = cache_path(key := profile_key(config, executor))
     Profile(key, measure(config, executor, THOROUGH)).save(path)
@@ -78,13 +64,13 @@ def weight_bytes_read(shape: ModelShape, dtype: str) -> int:
     return (shape.num_parameters - unread) * DTYPE_BYTES[dtype]
 
 
-def _config(settings: dict[str, Any]) -> EngineConfig:
+def engine_config(settings: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**emulated_settings(settings["engine"]))
 
 
 def _driven(settings: dict[str, Any]) -> tuple[NeoEngine, Drive, dict[str, Any]]:
     prompts = read_prompts(settings["prompts_path"])
-    engine = build_engine(_config(settings), say=print)
+    engine = build_engine(engine_config(settings), say=print)
     drive(engine, prompts["warmup"])
     return engine, drive(engine, prompts["requests"]), prompts
 
@@ -98,7 +84,7 @@ def _result(
     engine.close()
     if driven.counters["measured_host_decode_ns"]:
         metrics |= host_metrics(driven.counters, engine.config)
-        metrics["host_read_gbps"] = _host_read_gbps(facts["engine"].get("host_threads"))
+        metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
     return Result(metrics, facts, {"steps": driven.series()})
 
 
@@ -115,17 +101,20 @@ def prediction_errors(steps: Sequence[Step]) -> dict[str, float]:
 def host_metrics(counters: dict[str, int | float], config: EngineConfig) -> dict[str, float]:
     """Of attention on the host: the part of its time that was hidden, GB/s of KV it read, its share of decodes."""
     host_ns = counters["measured_host_decode_ns"]
-    layout, shape = config.host_layout, config.shape
-    token_bytes = shape.num_layers * shape.num_kv_heads * layout.piece_bytes / layout.block_size
     decodes = counters["cpu_decode_tokens"] + counters["gpu_decode_tokens"]
     return {
         "hidden_fraction": 1 - counters["measured_host_wait_ns"] / host_ns,
-        "host_gbps": counters["cpu_attended_tokens"] * token_bytes / host_ns,
+        "host_gbps": counters["cpu_attended_tokens"] * token_bytes(config) / host_ns,
         "host_share": counters["cpu_decode_tokens"] / decodes,
     }
 
 
-def _host_read_gbps(threads: int | None) -> float:
+def token_bytes(config: EngineConfig) -> float:
+    """K and V of one token in all layers of the host tier."""
+    return config.block_bytes(config.host_layout) / config.block_size
+
+
+def host_read_gbps(threads: int | None) -> float:
     """What the host's memory gives the same number of threads, after the run and on its machine."""
     cpus = usable_cpus()
     count = threads or len(cpus) or os.cpu_count() or 1
@@ -133,7 +122,7 @@ def _host_read_gbps(threads: int | None) -> float:
         return bench.measure_read(count).median
 
 
-_KINDS = {"throughput": throughput, "decode": decode, "single_stream": single_stream, "profile": profile}
+_KINDS = {"throughput": throughput, "single_stream": single_stream, "profile": profile}
 
 
 if __name__ == "__main__":

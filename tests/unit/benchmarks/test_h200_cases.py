@@ -62,9 +62,11 @@ def test_settings_of_the_cases_are_those_asked_for() -> None:
         (job.case, job.system): job.settings["engine"]
         for case in CASES
         for job in jobs(case, scale="full", device="cuda")
-        if job.child == "neo_child"
+        if job.child in ("neo_child", "iterations_child")
     }
     assert engines["3", "asymmetric_pipeline"]["device_blocks"] == 54
+    assert engines["3", "asymmetric_pipeline"]["max_batch_tokens"] == 2048
+    assert engines["3", "chunked_prefill"]["max_batch_tokens"] == 512
     assert engines["4a", "asymmetric_pipeline"]["device_blocks"] == 831
     assert engines["6-out300", "asymmetric_pipeline-4t"]["host_threads"] == 4
     a10g = EngineConfig(**emulated_settings(engines["6-out300", "gpu_only"]))
