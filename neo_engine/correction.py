@@ -31,16 +31,16 @@ class Correction:
     def after(self, predicted: StageTimes, measured: StageTimes) -> Correction:
         """The factors once a step that was predicted with these ones has been measured.
 
-        A kind that the step did not have keeps its factor. Where an executor measures no stages but the total alone,
-        the total stands for all of them.
+        A kind that the step did not have keeps its factor. Where an executor measures no stages but the total and the
+        host's, the total stands for the others.
         """
         has_stages = measured.linear_ns > 0
-        pairs = zip(_kinds(predicted), _kinds(measured), strict=True)
         updated = []
-        for factor, (ours, theirs) in zip((getattr(self, f.name) for f in fields(self)), pairs, strict=True):
-            if ours > 0 and not has_stages:
+        for kind, ours, theirs in zip(fields(self), _kinds(predicted), _kinds(measured), strict=True):
+            is_measured = has_stages or (kind.name == "host_attention" and theirs > 0)
+            if ours > 0 and not is_measured:
                 theirs = measured.total_ns * ours // predicted.total_ns
-            updated.append(_moved(factor, ours, theirs))
+            updated.append(_moved(getattr(self, kind.name), ours, theirs))
         return Correction(*updated)
 
 

@@ -121,3 +121,10 @@ def test_errors_are_ranked_over_the_last_iterations() -> None:
     assert errors.percentile(95) == pytest.approx(0.28)
     assert errors.percentile(100) == pytest.approx(0.29)
     assert errors.percentile(0) == pytest.approx(0.10)
+
+
+def test_the_hosts_time_counts_by_itself_where_of_the_others_only_the_total_is_known() -> None:
+    predicted = StageTimes(total_ns=1000, linear_ns=600, host_decode_ns=400)
+    learnt = Correction().after(predicted, StageTimes(total_ns=2000, host_decode_ns=200))
+    assert learnt.linear == pytest.approx(2**0.1)
+    assert learnt.host_attention == pytest.approx(0.5**0.1)

@@ -96,6 +96,7 @@ def roomy(card: CostTables) -> list[list[int]]:
     return tokens
 
 
+@pytest.mark.parametrize("build", [build_executor, gpu_code_on_the_cpu], ids=["cpu", "gpu_code"])
 @pytest.mark.parametrize(
     ("policy", "max_batch_tokens", "device_blocks", "host_blocks", "expected"),
     [
@@ -111,9 +112,10 @@ def roomy(card: CostTables) -> list[list[int]]:
         ("asymmetric_pipeline", 2048, 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
     ],
 )
-def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
+def test_greedy_tokens_do_not_depend_on_policy_tier_sizes_or_executor(
     card: CostTables,
     roomy: list[list[int]],
+    build: Callable[[EngineConfig], Executor],
     policy: str,
     max_batch_tokens: int,
     device_blocks: int,
@@ -123,40 +125,13 @@ def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
     config = EngineConfig(policy=policy, device_blocks=device_blocks, device_threads=1, host_threads=1)
     config = replace(config, max_batch_tokens=max_batch_tokens)
     config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
-    tokens, stats = run_engine(config, card, mixed_requests(50))
+    tokens, stats = run_engine(config, card, mixed_requests(50), build)
     assert tokens == roomy
     assert {name: stats[name] for name in expected if not stats[name]} == {}
     assert len({tuple(sequence) for sequence in tokens}) == 50, "degenerate output would prove nothing"
     if max_batch_tokens < 100 and policy != "full_offload":
         prompts = stats["prefills_to_device"] + stats["prefills_to_host"]
         assert stats["prefill_chunks"] > 1.5 * prompts
-
-
-@pytest.mark.parametrize(
-    ("policy", "max_batch_tokens", "device_blocks", "host_blocks", "expected"),
-    [
-        ("gpu_only", 2048, 20, 0, ["preemptions"]),
-        ("chunked_prefill", 23, 20, 0, ["preemptions"]),
-        ("full_offload", 100, 1, 18, ["preemptions", "iterations_asymmetric"]),
-        ("asymmetric_pipeline", 23, 20, 400, ["cpu_decode_tokens", "swaps_out", "swaps_in", "prefills_to_host"]),
-        ("asymmetric_pipeline", 2048, 13, 14, ["cpu_decode_tokens", "preemptions", "swaps_in", "prefills_to_host"]),
-        ("asymmetric_pipeline", 2048, 3, 400, ["cpu_decode_tokens", "iterations_asymmetric"]),
-    ],
-)
-def test_greedy_tokens_of_the_gpu_executor_are_the_same(
-    card: CostTables,
-    roomy: list[list[int]],
-    policy: str,
-    max_batch_tokens: int,
-    device_blocks: int,
-    host_blocks: int,
-    expected: list[str],
-) -> None:
-    config = EngineConfig(policy=policy, device_blocks=device_blocks, host_threads=1, max_batch_tokens=max_batch_tokens)
-    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
-    tokens, stats = run_engine(config, card, mixed_requests(50), gpu_code_on_the_cpu)
-    assert tokens == roomy
-    assert {name: stats[name] for name in expected if not stats[name]} == {}
 
 
 def test_a_prompt_in_chunks_may_move_and_be_dropped_between_them(card: CostTables) -> None:
