@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neobench.neo_engine.batch import Mode, StageTimes
-from neobench.neo_engine.config import ConfigError, EngineConfig
+from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.cpu_attention import PagedDecodeAttention, available_targets
 from neobench.neo_engine.executor import stream_flags
 from neobench.neo_engine.executor.base import SampleRow
@@ -25,15 +25,15 @@ from neobench.neo_engine.executor.decode_graphs import ROW_SIZES, Captured, Deco
 from neobench.neo_engine.executor.host_link import make_link
 from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput
 from neobench.neo_engine.executor.lanes import Lane, LaneBuffers, padded
-from neobench.neo_engine.executor.prompts import Prompts, Slabs
+from neobench.neo_engine.executor.prompts import Prompts
 from neobench.neo_engine.executor.stopwatch import Stopwatch
+from neobench.neo_engine.executor.tiers import Tiers
 from neobench.neo_engine.kernels.decode_attention import DecodeAttention
 from neobench.neo_engine.kernels.kv_pieces import check_tiles
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.model.fused_layers import FusedLayers, Store
 from neobench.neo_engine.model.llama import LlamaModel
 from neobench.neo_engine.model.sampling import sample
-from neobench.neo_engine.request import Tier
 
 _logger = logging.getLogger(__name__)
 
@@ -53,17 +53,15 @@ class GpuExecutor:
     def __init__(self, config: EngineConfig, model: LlamaModel, say: Say = _logger.info) -> None:
         """Raises ConfigError for a KV layout that the device's kernels cannot read."""
         check_tiles(config.device_layout)
-        if config.host_layout != config.device_layout:
-            raise ConfigError("host_kv_dtype: on a GPU only 'same' yet, for blocks move between the tiers as they are")
         self._config = config
         self._model = model
         self._device = model.device
         self._is_cuda = model.device.type == "cuda"
         self._layers = FusedLayers(model, config.device_layout)
         self._host = self._host_attention(say)
-        blocks = (config.device_blocks, *self._host.kv.shape[1:])
-        device_kv = torch.empty(blocks, dtype=torch.uint8, device=self._device)
-        self._slabs = Slabs(config.device_layout, device_kv, self._host.kv)
+        kv_shape = (config.device_blocks, *self._host.kv.shape[1:3], config.device_layout.piece_bytes)
+        device_kv = torch.empty(kv_shape, dtype=torch.uint8, device=self._device)
+        self._tiers = Tiers(config.device_layout, device_kv, config.host_layout, self._host.kv)
         self._attention = DecodeAttention(
             config.device_layout,
             num_query_heads=config.shape.num_query_heads,
@@ -105,8 +103,8 @@ class GpuExecutor:
             "device_threads": None,
             "host_threads": host_threads(self._config),
             "weight_bytes": self._model.num_bytes,
-            "device_kv_bytes": self._slabs.device.nbytes,
-            "host_kv_bytes": self._slabs.host.nbytes,
+            "device_kv_bytes": self._tiers.device.nbytes,
+            "host_kv_bytes": self._tiers.host.nbytes,
             "host_attention": self._host.describe(),
             "host_link": type(self._link).__name__,
             "decode_graphs": len(self._graphs),
@@ -132,8 +130,8 @@ class GpuExecutor:
     def close(self) -> None:
         if self._is_cuda:
             torch.cuda.synchronize(self._device)
-            if self._slabs.host.nbytes:
-                stream_flags.unpin(self._slabs.host.data_ptr())
+            if self._tiers.host.nbytes:
+                stream_flags.unpin(self._tiers.host.data_ptr())
         self._host.close()
 
     def execute(
@@ -181,13 +179,9 @@ class GpuExecutor:
     def _move_blocks(self, moves: Sequence[BlockMove]) -> None:
         if not moves:
             return
-        slabs = {Tier.DEVICE: self._slabs.device, Tier.HOST: self._slabs.host}
         with torch.cuda.stream(self._copies) if self._is_cuda else nullcontext():
             for move in moves:
-                target_tier = Tier.HOST if move.source_tier is Tier.DEVICE else Tier.DEVICE
-                source, target = slabs[move.source_tier], slabs[target_tier]
-                for from_block, to_block in zip(move.source_blocks, move.target_blocks, strict=True):
-                    target[to_block].copy_(source[from_block], non_blocking=True)
+                self._tiers.move(move)
         if self._is_cuda:
             self._compute.wait_stream(self._copies)
 
@@ -220,7 +214,7 @@ class GpuExecutor:
         prompts = None
         if inputs.prefills:
             out = self._out if self._is_cuda else None
-            prompts = Prompts(inputs.prefills, self._slabs, self._config.shape.num_query_heads, out)
+            prompts = Prompts(inputs.prefills, self._tiers, self._config.shape.num_query_heads, out)
         return self._buffers[slot].fill(inputs, prompts, num_device=num_device, num_host=num_host, is_padded=is_padded)
 
     def _host_steps(self, mode: Mode, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
@@ -294,7 +288,7 @@ class GpuExecutor:
 
     def _before_attention(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
         with watch.stage("linear"):
-            stores: tuple[Store, ...] = (Store(slice(0, lane.num_rows), self._slabs.device, layer),)
+            stores: tuple[Store, ...] = (Store(slice(0, lane.num_rows), self._tiers.device, layer),)
             if lane.prompts is not None:
                 stores = lane.prompts.stores(layer, lane.num_rows)
             lane.heads = self._layers.before_attention(
@@ -314,7 +308,7 @@ class GpuExecutor:
             with watch.stage("device_decode"):
                 self._attention(
                     lane.heads[lane.device_rows, : self._config.shape.num_query_heads],
-                    self._slabs.device,
+                    self._tiers.device,
                     layer=layer,
                     block_tables=lane.tables,
                     context_lens=lane.contexts,

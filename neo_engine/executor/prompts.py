@@ -7,7 +7,6 @@ own while the device goes on. A chunk that continues a prompt on the host has th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from neobench.neo_engine.executor.inputs import PrefillInput
-from neobench.neo_engine.kernels.copies import copy_pieces, unpack_context
+from neobench.neo_engine.executor.tiers import Tiers
+from neobench.neo_engine.kernels.copies import unpack_context
 from neobench.neo_engine.kernels.prefill_attention import PackedLengths, prefill_attention
-from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.neo_engine.model.fused_layers import Store
 from neobench.neo_engine.request import Tier
 
@@ -26,25 +25,16 @@ _STAGED_LAYERS = 2
 """One leaves while the next is computed."""
 
 
-@dataclass(frozen=True)
-class Slabs:
-    """K and V of both tiers, uint8 [blocks, layers, kv_heads, piece_bytes] of one layout; the host's page-locked."""
-
-    layout: KvLayout
-    device: Tensor
-    host: Tensor
-
-
 class Prompts:
     """`slots` [tokens] are places in the device's slab, or in the staging slab for those bound for the host."""
 
     def __init__(
-        self, prefills: Sequence[PrefillInput], slabs: Slabs, num_query_heads: int, out_stream: torch.cuda.Stream | None
+        self, prefills: Sequence[PrefillInput], tiers: Tiers, num_query_heads: int, out_stream: torch.cuda.Stream | None
     ) -> None:
-        self._slabs = slabs
+        self._tiers = tiers
         self._num_query_heads = num_query_heads
         self._out_stream = out_stream
-        self._device = slabs.device.device
+        self._device = tiers.device.device
         self.num_tokens = sum(prefill.num_tokens for prefill in prefills)
         ends = [prefill.start_tokens + prefill.num_tokens for prefill in prefills]
         self._lengths = PackedLengths.of([prefill.num_tokens for prefill in prefills], ends, self._device)
@@ -54,12 +44,12 @@ class Prompts:
         self._left: dict[int, torch.cuda.Event] = {}
 
     def _plan_blocks(self, prefills: Sequence[PrefillInput], ends: Sequence[int]) -> None:
-        size = self._slabs.layout.block_size
+        size = self._tiers.layout.block_size
         places: list[npt.NDArray[np.int64]] = []  # of each chunk's blocks in the slab that it is stored in
         slots = []
         staged = 0
         into_staging: list[tuple[int, int]] = []  # host block, staged block
-        out_of_staging: list[tuple[int, int]] = []
+        out_of_staging: list[tuple[int, int, int]] = []  # and tokens of the block that are the host's already
         for prefill, end in zip(prefills, ends, strict=True):
             blocks = np.asarray(prefill.blocks[: -(-end // size)], dtype=np.int64)
             if prefill.tier is Tier.HOST:
@@ -67,36 +57,31 @@ class Prompts:
                 staged += len(blocks)
                 pairs = list(zip(blocks.tolist(), at.tolist(), strict=True))
                 into_staging += pairs[: -(-prefill.start_tokens // size)]
-                out_of_staging += pairs[prefill.start_tokens // size :]
+                first, kept = divmod(prefill.start_tokens, size)
+                out_of_staging += [(*pair, 0 if i else kept) for i, pair in enumerate(pairs[first:])]
                 blocks = at
             positions = np.arange(prefill.start_tokens, end)
             slots.append(blocks[positions // size] * size + positions % size)
             places.append(blocks)
         self.slots = np.concatenate(slots)
         self._staging = torch.empty(
-            (staged, _STAGED_LAYERS, *self._slabs.device.shape[2:]), dtype=torch.uint8, device=self._device
+            (staged, _STAGED_LAYERS, *self._tiers.device.shape[2:]), dtype=torch.uint8, device=self._device
         )
         lists = [*places, *np.array(into_staging, dtype=np.int64).reshape(-1, 2).T]
-        lists += list(np.array(out_of_staging, dtype=np.int64).reshape(-1, 2).T)
+        lists += list(np.array(out_of_staging, dtype=np.int64).reshape(-1, 3).T)
         on_device = (
             torch.from_numpy(np.concatenate(lists)).to(self._device).split_with_sizes([len(part) for part in lists])
         )
-        *chunk_blocks, in_host, in_staged, out_host, out_staged = on_device
+        *chunk_blocks, in_host, in_staged, out_host, out_staged, kept_tokens = on_device
         self._chunks = list(zip(prefills, ends, chunk_blocks, strict=True))
-        self._in_lists, self._out_lists = (in_host, in_staged), (out_host, out_staged)
+        self._in_lists, self._out_lists = (in_host, in_staged), (out_host, out_staged, kept_tokens)
 
     def stores(self, layer: int, num_rows: int) -> tuple[Store, ...]:
         """For all of a lane's `num_rows` rows, prompts first. Waits until the staged layer's place is free."""
         if left := self._left.get(layer % _STAGED_LAYERS):
             left.wait()
-        if len(self._in_lists[0]):
-            copy_pieces(
-                self._slabs.host,
-                self._staging,
-                layers=(layer, layer % _STAGED_LAYERS),
-                source_blocks=self._in_lists[0],
-                target_blocks=self._in_lists[1],
-            )
+        host_blocks, staged_blocks = self._in_lists
+        self._tiers.bring(layer, host_blocks, self._staging, layer % _STAGED_LAYERS, staged_blocks)
         return tuple(
             Store(slice(start, num_rows if end is None else end), *self._slab(tier, layer))
             for tier, start, end in self._runs
@@ -104,7 +89,7 @@ class Prompts:
         )
 
     def _slab(self, tier: Tier, layer: int) -> tuple[Tensor, int]:
-        return (self._slabs.device, layer) if tier is Tier.DEVICE else (self._staging, layer % _STAGED_LAYERS)
+        return (self._tiers.device, layer) if tier is Tier.DEVICE else (self._staging, layer % _STAGED_LAYERS)
 
     def attend(self, layer: int, heads: Tensor) -> Tensor:
         """heads [num_tokens, Hq + 2 Hkv, D], stored before -> [num_tokens, Hq, D]; what the host is to get leaves."""
@@ -119,25 +104,24 @@ class Prompts:
                 start = rows.stop
                 if prefill.start_tokens:
                     kv, at = self._slab(prefill.tier, layer)
-                    parts.append(unpack_context(kv, self._slabs.layout, layer=at, blocks=blocks, num_tokens=end))
+                    parts.append(unpack_context(kv, self._tiers.layout, layer=at, blocks=blocks, num_tokens=end))
                 else:
                     parts.append((key[rows], value[rows]))
             key, value = (torch.cat(part) for part in zip(*parts, strict=True))
         return prefill_attention(query, key, value, self._lengths)
 
     def _send_away(self, layer: int) -> None:
-        host_blocks, staged_blocks = self._out_lists
+        host_blocks, staged_blocks, kept_tokens = self._out_lists
         if not len(host_blocks):
             return
-        layers = (layer % _STAGED_LAYERS, layer)
-        lists = {"source_blocks": staged_blocks, "target_blocks": host_blocks}
+        at = layer % _STAGED_LAYERS
         if self._out_stream is None:
-            copy_pieces(self._staging, self._slabs.host, layers=layers, **lists)
+            self._tiers.send(self._staging, at, staged_blocks, layer, host_blocks, kept_tokens)
             return
         self._out_stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._out_stream):
-            copy_pieces(self._staging, self._slabs.host, layers=layers, **lists)
-            self._left[layers[0]] = self._out_stream.record_event()
+            self._tiers.send(self._staging, at, staged_blocks, layer, host_blocks, kept_tokens)
+            self._left[at] = self._out_stream.record_event()
 
     def finish(self) -> None:
         """Nothing that follows on the current stream comes before what has been sent away."""

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from neobench.neo_engine.build import build_executor  # noqa: E402
-from neobench.neo_engine.config import EngineConfig  # noqa: E402
+from neobench.neo_engine.config import EngineConfig, HostKvDType  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Curve, Surface  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.model.fused_layers import FusedLayers  # noqa: E402
@@ -34,7 +34,14 @@ TABLES = CostTables(
 )
 
 
-def make_engine(policy: str, *, device_blocks: int, host_blocks: int, max_batch_tokens: int = 2048) -> NeoEngine:
+def make_engine(
+    policy: str,
+    *,
+    device_blocks: int,
+    host_blocks: int,
+    max_batch_tokens: int = 2048,
+    host_kv_dtype: HostKvDType = "same",
+) -> NeoEngine:
     config = EngineConfig(
         policy=policy,
         device="cuda",
@@ -42,6 +49,7 @@ def make_engine(policy: str, *, device_blocks: int, host_blocks: int, max_batch_
         host_threads=4,
         max_batch_tokens=max_batch_tokens,
         correct_costs=False,
+        host_kv_dtype=host_kv_dtype,
     )
     config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
     return NeoEngine(config, build_executor(config), CostModel(TABLES, config.shape.num_layers))
@@ -106,6 +114,21 @@ def test_greedy_tokens_do_not_depend_on_policy_or_tier_sizes(
     assert {name: stats[name] for name in expected if not stats[name]} == {}
     assert facts["host_link"] == "FlagLink"
     assert facts["decode_graphs"] > 0
+
+
+def test_an_int8_host_serves_nearly_the_same_tokens(roomy: list[list[int]]) -> None:
+    engine = make_engine(
+        "asymmetric_pipeline", device_blocks=13, host_blocks=40, max_batch_tokens=23, host_kv_dtype="int8"
+    )
+    try:
+        tokens = run(engine)
+        stats = engine.stats()
+    finally:
+        engine.close()
+    assert [len(sequence) for sequence in tokens] == [len(sequence) for sequence in roomy]
+    assert sum(ours[0] == theirs[0] for ours, theirs in zip(tokens, roomy, strict=True)) >= 45
+    assert stats["cpu_decode_tokens"] > 0
+    assert stats["swaps_in"] > 0
 
 
 def test_an_error_in_mid_step_neither_hangs_the_gpu_nor_spoils_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

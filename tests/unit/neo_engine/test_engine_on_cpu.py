@@ -276,6 +276,20 @@ def test_half_precision_runs_on_both_tiers(card: CostTables, dtype: Any) -> None
     assert stats["cpu_decode_tokens"] > 0
 
 
+def test_an_int8_host_serves_both_executors_alike(card: CostTables) -> None:
+    """Nearly: a last bit of difference before rounding to 8 bits is one of a percent after it."""
+    config = EngineConfig(policy="asymmetric_pipeline", device_blocks=13, host_threads=1, device_threads=1)
+    config = replace(config, host_kv_dtype="int8")
+    config = replace(config, host_memory_bytes=40 * config.block_bytes(config.host_layout))
+    requests = mixed_requests(30, seed=8)
+    tokens, stats = run_engine(config, card, requests)
+    others, _ = run_engine(config, card, requests, gpu_code_on_the_cpu)
+    assert [len(sequence) for sequence in others] == [len(sequence) for sequence in tokens]
+    assert sum(ours != theirs for ours, theirs in zip(tokens, others, strict=True)) <= 4
+    for name in ("cpu_decode_tokens", "swaps_in", "prefills_to_host"):
+        assert stats[name] > 0, name
+
+
 def test_an_error_in_mid_step_leaves_the_gpu_executor_usable(card: CostTables, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two sub-batches, each with a layer at the workers."""
     config = EngineConfig(policy="full_offload", device_blocks=1, host_threads=1, correct_costs=False)
