@@ -26,6 +26,7 @@ from neobench.neo_engine.request import SamplingParams, Tier
 _logger = logging.getLogger(__name__)
 
 _WARM_UP_NS = 500_000_000
+_EXECUTOR_FACTS = ("executor", "device", "device_threads", "host_threads", "pacpu_targets", "torch")
 
 Progress = Callable[[str, int, int], None]
 """Called with what is measured, points done and points in all."""
@@ -71,7 +72,7 @@ def profile_key(config: EngineConfig, executor: Executor) -> dict[str, Any]:
         "block_size": config.block_size,
         "cpu": _cpu_model(),
         "sms": config.sms,
-        **{name: facts[name] for name in ("executor", "device_threads", "host_threads", "pacpu_targets", "torch")},
+        **{name: facts[name] for name in _EXECUTOR_FACTS},
         "pacpu_target": config.pacpu_target,
     }
 

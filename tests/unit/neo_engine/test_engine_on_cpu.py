@@ -348,6 +348,7 @@ def test_profile_is_measured_once_kept_and_checked(tmp_path: Path, monkeypatch: 
         with pytest.raises(ProfileError, match="another cpu, dtype"):
             load_or_measure(replace(config, profile_path=other), executor)
         assert profile_key(config, executor) != profile_key(replace(config, dtype="bfloat16"), executor)
+        assert first.key["device"] == executor.describe()["device"], "tables of one GPU are not another's"
     finally:
         executor.close()
 
