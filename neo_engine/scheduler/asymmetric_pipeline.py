@@ -4,8 +4,8 @@ An iteration is put together in the steps of the paper (arXiv 2411.01142, sectio
 prompts into sub-batch 0; host decodes into either while the host stays hidden (`CostModel.hides_host_attention`);
 prompts bound for the host trimmed where the host would idle; and of the result and the GPU-only plan the one that
 advances more requests per predicted time. Against the published scheduler, time is the whole iteration's, host
-included, no request starves (see `_MAX_IDLE_STEPS`), and prompts may be cut: to the token budget, and further where a
-shorter iteration still hides the host (see `_cut`). docs/decisions/0004 and 0008 say why.
+included, no request starves (see `_MAX_IDLE_STEPS`), and prompts are cut to the token budget. docs/decisions/0004 and
+0008 say why.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class _Draft:
     def prefills(self) -> tuple[Prefill, ...]:
         return (*self.device_part.prefills, *self.host_bound)
 
-    def batch0(self, prefills: Sequence[Prefill], host_rows: Sequence[DecodeRow]) -> SubBatch:
-        return SubBatch(tuple(prefills), self.device_part.device_decodes, tuple(host_rows))
+    def batch0(self, host_rows: Sequence[DecodeRow]) -> SubBatch:
+        return SubBatch(self.prefills, self.device_part.device_decodes, tuple(host_rows))
 
 
 class AsymmetricPipeline:
@@ -82,18 +82,13 @@ class AsymmetricPipeline:
         self._place_host_decodes(home.on_host, draft, costs)
         self._trim_host_bound(queues, home, draft, kv, costs)
 
-        def plan(mode: Mode, batches: tuple[SubBatch, ...]) -> StepPlan:
-            moved_blocks = home.moved_blocks + sum(_blocks_read_back(batch, kv) for batch in batches)
-            return StepPlan(mode, batches, predicted=costs.predict_plan(mode, batches, moved_blocks))
-
         def rate(plan: StepPlan) -> float:
             return progress_rate(plan) * (_SWITCHING_GAIN if plan.mode is queues.last_mode else 1.0)
 
         candidates = [StepPlan(Mode.IDLE)]
-        for mode, batches, rival in self._candidates(home.on_host, draft, costs):
-            candidate = plan(mode, batches)
-            if rival is None or rate(candidate) >= progress_rate(plan(Mode.GPU_ONLY, (rival,))):
-                candidates.append(candidate)
+        for mode, batches in self._candidates(home.on_host, draft):
+            moved_blocks = home.moved_blocks + sum(_blocks_read_back(batch, kv) for batch in batches)
+            candidates.append(StepPlan(mode, batches, predicted=costs.predict_plan(mode, batches, moved_blocks)))
         return replace(
             max(candidates, key=rate),
             swap_out=ids(home.swap_out),
@@ -125,7 +120,7 @@ class AsymmetricPipeline:
         host_bound, _ = admit(later, Tier.HOST, kv, free_blocks=free_blocks, free_rows=len(later), budget=budget)
         device_part = SubBatch((*begun, *on_device), decode_rows(home.on_device))
         draft = _Draft(device_part, host_bound, BatchLoad(), BatchLoad(), [], [])
-        draft.load0 = costs.load(draft.batch0(draft.prefills, ()))
+        draft.load0 = costs.load(draft.batch0(()))
         return draft
 
     def _place_host_decodes(self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> None:
@@ -237,57 +232,27 @@ class AsymmetricPipeline:
         rows = max(present, bisect.bisect_left(range(most), True, lo=min(present, most), key=fills))
         return _offloading_pays(device_load, rows, totals[rows], costs)
 
-    def _cut(self, draft: _Draft, costs: CostModel) -> tuple[Prefill, ...]:
-        """The prompts' chunks, cut from their end to the shortest iteration that hides what host attention is placed.
-
-        Linear time of a chunk is the same sooner or later, but host rows gain one token an iteration: where the device
-        is busier than the host, shorter iterations use the host more. The prompts keep half of sub-batch 0's linear
-        time, though, lest a busy host should starve them.
-        """
-        prefills = draft.prefills
-        total = sum(prefill.num_tokens for prefill in prefills)
-        without = replace(draft.load0, rows=draft.load0.rows - total)
-        floor = 2 * costs.linear_per_layer(without)
-        slack = costs.hides_host_attention(draft.load0, draft.load1)
-
-        def long_enough(num_tokens: int) -> bool:
-            attention = sum(map(costs.prefill_attention_per_layer, _first_tokens(prefills, num_tokens)))
-            load0 = replace(without, rows=without.rows + num_tokens, prefill_attention_ns=attention)
-            hides = _no_worse(costs.hides_host_attention(load0, draft.load1), slack)
-            return hides and costs.linear_per_layer(load0) >= floor
-
-        shortest = bisect.bisect_left(range(1, total), True, key=long_enough) + 1
-        return tuple(_first_tokens(prefills, shortest))
-
-    def _candidates(
-        self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel
-    ) -> Iterator[tuple[Mode, tuple[SubBatch, ...], SubBatch | None]]:
-        """The plans to choose from by rate, each with the GPU-only batch that it must not be worse than, if any.
-
-        GPU-only is one of them unless a row is overdue.
-        """
+    def _candidates(self, on_host: Sequence[RequestView], draft: _Draft) -> Iterator[tuple[Mode, tuple[SubBatch, ...]]]:
+        """The plans to choose from by rate. GPU-only, with the same chunks, is one of them unless a row is overdue."""
         # The overdue row is the first of sub-batch 1.
         placed = (*draft.host_rows1, *draft.host_rows0)[: self._limits.max_batch_rows]
-        gpu_only = non_empty(draft.batch0(draft.prefills, ()))
+        gpu_only = non_empty(draft.batch0(()))
         if gpu_only and not draft.has_overdue_row:
-            yield Mode.GPU_ONLY, gpu_only, None
+            yield Mode.GPU_ONLY, gpu_only
         if draft.host_rows1:
-            batch1 = SubBatch(host_decodes=tuple(draft.host_rows1))
-            for prefills in dict.fromkeys((draft.prefills, self._cut(draft, costs))):
-                batch0 = draft.batch0(prefills, draft.host_rows0)
-                rival = draft.batch0(prefills, ())
-                if batch0.num_rows:
-                    yield Mode.ASYMMETRIC, (batch0, batch1), None if draft.has_overdue_row else rival
+            batch0 = draft.batch0(draft.host_rows0)
+            if batch0.num_rows:
+                yield Mode.ASYMMETRIC, (batch0, SubBatch(host_decodes=tuple(draft.host_rows1)))
         if draft.has_overdue_row:
-            yield Mode.SERIAL, (draft.batch0(draft.prefills, placed),), None
+            yield Mode.SERIAL, (draft.batch0(placed),)
         if not gpu_only and on_host:
             # Nothing on the device hides anything: the host's requests run by themselves, in one batch or in halves.
             longest_idle_first = sorted(on_host, key=lambda request: -request.idle_steps)
             rows = decode_rows(longest_idle_first[: self._limits.max_batch_rows])
-            yield Mode.SERIAL, (SubBatch(host_decodes=rows),), None
+            yield Mode.SERIAL, (SubBatch(host_decodes=rows),)
             if len(rows) > 1:
                 halves = (SubBatch(host_decodes=rows[::2]), SubBatch(host_decodes=rows[1::2]))
-                yield Mode.ASYMMETRIC, halves, None
+                yield Mode.ASYMMETRIC, halves
 
 
 def progress_rate(plan: StepPlan) -> float:
@@ -308,15 +273,6 @@ def _offloading_pays(device_load: BatchLoad, rows: int, host_context: int, costs
         halves.append(replace(load, rows=requests, requests=requests, host_rows=own_rows, host_context=context))
     offloading = (device_load.requests + rows) / costs.predict(Mode.ASYMMETRIC, halves).total_ns
     return offloading > device_load.requests / costs.predict(Mode.GPU_ONLY, [device_load]).total_ns
-
-
-def _first_tokens(prefills: Sequence[Prefill], num_tokens: int) -> Iterator[Prefill]:
-    for prefill in prefills:
-        size = min(num_tokens, prefill.num_tokens)
-        if not size:
-            return
-        num_tokens -= size
-        yield replace(prefill, num_tokens=size, remaining_tokens=prefill.prompt_tokens - prefill.start_tokens - size)
 
 
 def _blocks_read_back(batch: SubBatch, kv: KvView) -> int:
