@@ -16,6 +16,7 @@ from neobench.neo_engine.kv_cache.layout import KvLayout
 STEP_BYTES = 16 * 1024
 # Before compute capability 8.0 a step lies in registers, where 16 KiB would not fit.
 STEP_BYTES_IN_REGISTERS = 8 * 1024
+# Twice what fits at a time: 6 % faster than once for few rows, equal for many.
 _PROGRAMS_PER_MULTIPROCESSOR = 8
 _MAX_SPANS = 128
 
