@@ -22,6 +22,7 @@ from neobench.neo_engine.kernels.decode_attention import check_device
 from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
 from neobench.neo_engine.model.weights import build_model
 from neobench.neo_engine.profiler import load_or_measure
+from neobench.neo_engine.scheduler.policy import OFFLOADING
 
 _logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def build_engine(config: EngineConfig, say: Say = _logger.info) -> NeoEngine:
     """An engine that is ready to serve. Raises ConfigError or ProfileError with the fix."""
     executor = build_executor(config, say)
     profile = load_or_measure(config, executor, progress=_every_tenth(say, "profiling"))
-    executor.warm_up()
+    executor.warm_up(offloads=config.policy in OFFLOADING)
     # What is there now stays; to look through it again and again would stop a step for a tenth of a second.
     gc.collect()
     gc.freeze()

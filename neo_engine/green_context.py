@@ -111,9 +111,9 @@ class RestrictedExecutor:
         with self._restriction:
             return self._executor.execute(mode, batches, moves, sampling)
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, offloads: bool) -> None:
         with self._restriction:
-            self._executor.warm_up()
+            self._executor.warm_up(offloads=offloads)
 
     def measure_stages(self, every_stage: bool) -> None:
         self._executor.measure_stages(every_stage)

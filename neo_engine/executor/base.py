@@ -40,8 +40,11 @@ class Executor(Protocol):
         """Whether all stages are timed from here on, where that has a cost."""
         ...
 
-    def warm_up(self) -> None:
-        """Whatever would make the first steps slow, before there is anything to serve. Overwrites KV."""
+    def warm_up(self, *, offloads: bool) -> None:
+        """Whatever would make the first steps slow, before there is anything to serve. Overwrites KV.
+
+        `offloads`: there will be decodes on the host.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class CpuExecutor:
             "torch": str(torch.__version__),
         }
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, offloads: bool) -> None:
         """Profiling, or the first steps, do it."""
 
     def measure_stages(self, every_stage: bool) -> None:

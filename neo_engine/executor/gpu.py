@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -24,14 +25,14 @@ from neobench.neo_engine.executor.base import SampleRow
 from neobench.neo_engine.executor.decode_graphs import ROW_SIZES, Captured, DecodeGraphs
 from neobench.neo_engine.executor.host_link import make_link
 from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput
+from neobench.neo_engine.executor.lane_steps import LaneSteps
 from neobench.neo_engine.executor.lanes import Lane, LaneBuffers, padded
 from neobench.neo_engine.executor.prompts import Prompts
 from neobench.neo_engine.executor.stopwatch import Stopwatch
 from neobench.neo_engine.executor.tiers import Tiers
-from neobench.neo_engine.kernels.decode_attention import DecodeAttention
 from neobench.neo_engine.kernels.kv_pieces import check_tiles
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
-from neobench.neo_engine.model.fused_layers import FusedLayers, Store
+from neobench.neo_engine.model.fused_layers import FusedLayers
 from neobench.neo_engine.model.llama import LlamaModel
 from neobench.neo_engine.model.sampling import sample
 
@@ -40,6 +41,8 @@ _logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 _ALWAYS_TIMED = frozenset({"host_wait"})
+_WARM_HOST_ROWS = 64
+"""Of a sub-batch, up to which its graphs are captured before serving."""
 
 
 def host_threads(config: EngineConfig) -> int:
@@ -55,6 +58,7 @@ class GpuExecutor:
         check_tiles(config.device_layout)
         self._config = config
         self._model = model
+        self._num_layers = config.shape.num_layers
         self._device = model.device
         self._is_cuda = model.device.type == "cuda"
         self._layers = FusedLayers(model, config.device_layout)
@@ -62,16 +66,12 @@ class GpuExecutor:
         kv_shape = (config.device_blocks, *self._host.kv.shape[1:3], config.device_layout.piece_bytes)
         device_kv = torch.empty(kv_shape, dtype=torch.uint8, device=self._device)
         self._tiers = Tiers(config.device_layout, device_kv, config.host_layout, self._host.kv)
-        self._attention = DecodeAttention(
-            config.device_layout,
-            num_query_heads=config.shape.num_query_heads,
-            num_kv_heads=config.shape.num_kv_heads,
-            device=self._device,
-        )
         self._buffers = [LaneBuffers(config, slot, self._device) for slot in range(2)]
-        self._link = make_link(self._host, config.shape.num_layers, self._device)
-        self._graphs = DecodeGraphs()
-        num_logits = 3 * config.max_batch_rows if self._is_cuda else 0
+        self._link = make_link(self._host, self._num_layers, self._device)
+        self._steps = LaneSteps(config, self._layers, self._tiers, self._link)
+        self._graphs = DecodeGraphs(self._device)
+        # Graphs leave them in one place: of each its own they would take gigabytes.
+        num_logits = 2 * config.max_batch_rows if self._is_cuda else 0
         self._graph_logits = torch.empty(num_logits, config.shape.vocab_size, device=self._device)
         self._stages: frozenset[str] | None = _ALWAYS_TIMED
         if self._is_cuda:
@@ -113,16 +113,23 @@ class GpuExecutor:
             "torch": str(torch.__version__),
         }
 
-    def warm_up(self) -> None:
-        """Captures decodes of all sizes on the device alone: in mid-run each would cost tens of milliseconds."""
+    def warm_up(self, *, offloads: bool) -> None:
+        """Captures decodes of all sizes on the device alone, and of small sizes with rows on the host: in mid-run each
+        would cost tens of milliseconds. The KV memory holds nothing yet."""
         if not self._is_cuda:
             return
-        for rows in (size for size in ROW_SIZES if size <= self._config.max_batch_rows):
-            none = DecodeInput((), ())
-            padding = DecodeInput(((),) * rows, (0,) * rows)
-            inputs = BatchInputs([0] * rows, [0] * rows, prefills=(), device=padding, host=none)
-            for _ in range(2):
-                self.execute(Mode.GPU_ONLY, [inputs], (), [])
+        sizes = [size for size in ROW_SIZES if size <= self._config.max_batch_rows]
+        for rows in sizes:
+            self._execute_twice(Mode.GPU_ONLY, [_made_up_decodes(device_rows=rows)])
+        if not offloads or not self._link.in_graphs:
+            return
+        for rows in (size for size in sizes if size <= min(_WARM_HOST_ROWS, self._config.host_blocks)):
+            batches = [_made_up_decodes(device_rows=1, host_rows=rows - 1), _made_up_decodes(host_rows=rows)]
+            self._execute_twice(Mode.ASYMMETRIC, batches)
+
+    def _execute_twice(self, mode: Mode, batches: Sequence[BatchInputs]) -> None:
+        for _ in range(2):
+            self.execute(mode, batches, (), [])
 
     def measure_stages(self, every_stage: bool) -> None:
         self._stages = None if every_stage else _ALWAYS_TIMED
@@ -136,33 +143,38 @@ class GpuExecutor:
 
     def execute(
         self,
-        mode: Mode,
+        mode: Mode,  # noqa: ARG002 - seen in how many sub-batches there are
         batches: Sequence[BatchInputs],
         moves: Sequence[BlockMove],
         sampling: Sequence[SampleRow],
     ) -> tuple[list[int], StageTimes]:
+        """Two sub-batches take turns layer by layer, one alone is at the host while nothing else goes on."""
         start_ns = perf_counter_ns()
         watch = Stopwatch(self._device, self._stages)
         with torch.inference_mode(), self._on_compute_stream():
             try:
                 with watch.stage("moves"):
                     self._move_blocks(moves)
-                logits, watch = self._run(mode, batches, watch)
+                logits, watches = self._run(batches, watch)
                 self._synchronize()
                 busy_ns = self._link.finish()
             except BaseException:
                 self._link.abort()
                 raise
             tokens = sample(logits, sampling) if logits is not None and sampling else []
+
+        def elapsed_ns(stage: str) -> int:
+            return sum(watch.elapsed_ns(stage) for watch in watches)
+
         return tokens, StageTimes(
             total_ns=perf_counter_ns() - start_ns,
-            linear_ns=watch.elapsed_ns("linear"),
-            prefill_attention_ns=watch.elapsed_ns("prefill_attention"),
-            device_decode_ns=watch.elapsed_ns("device_decode"),
+            linear_ns=elapsed_ns("linear"),
+            prefill_attention_ns=elapsed_ns("prefill_attention"),
+            device_decode_ns=elapsed_ns("device_decode"),
             host_decode_ns=busy_ns,
-            host_wait_ns=watch.elapsed_ns("host_wait"),
-            head_ns=watch.elapsed_ns("head"),
-            moves_ns=watch.elapsed_ns("moves"),
+            host_wait_ns=elapsed_ns("host_wait"),
+            head_ns=elapsed_ns("head"),
+            moves_ns=elapsed_ns("moves"),
         )
 
     def _on_compute_stream(self) -> AbstractContextManager[Any]:
@@ -185,148 +197,87 @@ class GpuExecutor:
         if self._is_cuda:
             self._compute.wait_stream(self._copies)
 
-    def _run(self, mode: Mode, batches: Sequence[BatchInputs], watch: Stopwatch) -> tuple[Tensor | None, Stopwatch]:
-        """Queues the iteration; logits of the rows that predict, and the watch that has its times."""
+    def _run(self, batches: Sequence[BatchInputs], watch: Stopwatch) -> tuple[Tensor | None, list[Stopwatch]]:
+        """Queues the iteration; logits of the rows that predict, and the watches that have its times."""
         if not batches:
-            return None, watch
-        for slot, inputs in enumerate(batches):
-            if inputs.host:
-                self._host.begin(slot, inputs.host.tables, inputs.host.contexts)
-        captures = self._is_cuda and not any(inputs.prefills for inputs in batches)
-        captures = captures and (self._link.in_graphs or not any(inputs.host for inputs in batches))
-        lanes = [self._lane(slot, inputs, captures) for slot, inputs in enumerate(batches)]
-        if steps := self._host_steps(mode, lanes):
-            self._link.begin(steps)
-        if not captures:
-            return self._forward(mode, lanes, watch), watch
-        captured = self._captured(mode, lanes)
-        if captured is None:
-            logits = self._forward(mode, lanes, watch)
-        else:
-            captured.graph.replay()
-            logits, watch = captured.logits, captured.watch
-        assert logits is not None
-        return _of_real_rows(logits, lanes, batches), watch
-
-    def _lane(self, slot: int, inputs: BatchInputs, is_padded: bool) -> Lane:
-        counts = (len(inputs.device), len(inputs.host))
-        num_device, num_host = padded(counts, ROW_SIZES, self._config.max_batch_rows) if is_padded else counts
-        prompts = None
-        if inputs.prefills:
-            out = self._out if self._is_cuda else None
-            prompts = Prompts(inputs.prefills, self._tiers, self._config.shape.num_query_heads, out)
-        return self._buffers[slot].fill(inputs, prompts, num_device=num_device, num_host=num_host, is_padded=is_padded)
-
-    def _host_steps(self, mode: Mode, lanes: Sequence[Lane]) -> list[tuple[int, int]]:
-        layers = range(self._config.shape.num_layers)
-        with_host = [lane.slot for lane in lanes if lane.num_host]
-        if mode is Mode.ASYMMETRIC:
-            return [(slot, layer) for layer in layers for slot in with_host]
-        return [(slot, layer) for slot in with_host for layer in layers]
-
-    def _captured(self, mode: Mode, lanes: Sequence[Lane]) -> Captured | None:
-        key = (mode, tuple((lane.num_device, lane.num_host) for lane in lanes), self._stages)
-
-        def capture() -> tuple[Tensor, Stopwatch]:
-            watch = Stopwatch(self._device, self._stages, in_graph=True)
-            logits = self._forward(mode, lanes, watch)
-            assert logits is not None
-            # All graphs leave them in one place: of each its own they would take gigabytes.
-            return self._graph_logits[: len(logits)].copy_(logits), watch
-
-        return self._graphs.get(key, capture)
-
-    def _forward(self, mode: Mode, lanes: Sequence[Lane], watch: Stopwatch) -> Tensor | None:
-        shape = self._config.shape
-        for lane in lanes:
-            lane.x = self._layers.embed(lane.token_ids)
-            lane.delta = None
-            lane.attention = lane.x.new_empty(lane.num_rows, shape.num_query_heads, shape.head_dim)
-        if mode is Mode.ASYMMETRIC:
-            self._run_asymmetric(lanes[0], lanes[1], watch)
-        else:
-            for lane in lanes:
-                self._run_one(lane, watch)
+            return None, [watch]
+        lanes = [self._lane(slot, inputs) for slot, inputs in enumerate(batches)]
+        if len(lanes) == 1 and not lanes[0].num_host and lanes[0].prompts is None and self._is_cuda:
+            return self._run_on_device_alone(lanes[0], watch)
+        captured = [self._captured_steps(lane) for lane in lanes]
+        self._hand_over(lanes, batches)
+        for step in range(self._num_layers + 1):
+            for lane, graphs in zip(lanes, captured, strict=True):
+                self._run_step(step, lane, graphs, watch)
         for lane in lanes:
             if lane.prompts is not None:
                 lane.prompts.finish()
-        if not any(len(lane.logit_rows) for lane in lanes):
-            return None
         with watch.stage("head"):
-            x, delta = (
-                torch.cat([part.index_select(0, lane.logit_rows) for lane, part in zip(lanes, parts, strict=True)])
-                for parts in ([lane.x for lane in lanes], [lane.delta for lane in lanes if lane.delta is not None])
-            )
-            return self._layers.logits(x, delta)
+            parts = [lane.x.index_select(0, lane.logit_rows[: lane.num_logits]) for lane in lanes if lane.num_logits]
+            logits = self._layers.logits(torch.cat(parts)) if parts else None
+        return logits, [watch, *(graphs.watch for graphs in captured if graphs is not None)]
 
-    def _run_one(self, lane: Lane, watch: Stopwatch) -> None:
-        for layer in range(self._config.shape.num_layers):
-            self._before_attention(layer, lane, watch)
-            self._send(layer, lane)
-            self._attend_on_device(layer, lane, watch)
-            self._receive(layer, lane, watch)
-            self._after_attention(layer, lane, watch)
+    def _run_step(self, step: int, lane: Lane, captured: Captured | None, watch: Stopwatch) -> None:
+        if step and lane.num_host:
+            self._link.await_sent(lane)
+        if captured is None:
+            self._steps.run(step, lane, watch)
+        else:
+            captured.graphs[step].replay()
+        if step < self._num_layers and lane.num_host:
+            self._link.send(step, lane)
 
-    def _run_asymmetric(self, lane0: Lane, lane1: Lane, watch: Stopwatch) -> None:
-        """In the order of CpuExecutor's, which explains it."""
-        num_layers = self._config.shape.num_layers
-        self._before_attention(0, lane0, watch)
-        for layer in range(num_layers):
-            self._send(layer, lane0)
-            if layer:
-                self._after_attention(layer - 1, lane1, watch)
-            self._before_attention(layer, lane1, watch)
-            # Now, for its q, k, v need not wait until sub-batch 0 is back.
-            self._send(layer, lane1)
-            self._attend_on_device(layer, lane0, watch)
-            self._receive(layer, lane0, watch)
-            self._after_attention(layer, lane0, watch)
-            if layer + 1 < num_layers:
-                self._before_attention(layer + 1, lane0, watch)
-            self._receive(layer, lane1, watch)
-        self._after_attention(num_layers - 1, lane1, watch)
+    def _run_on_device_alone(self, lane: Lane, watch: Stopwatch) -> tuple[Tensor, list[Stopwatch]]:
+        """Decodes that need nothing of the host: one graph from tokens to logits."""
+        logits = self._graph_logits[: lane.num_rows]
 
-    def _before_attention(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
-        with watch.stage("linear"):
-            stores: tuple[Store, ...] = (Store(slice(0, lane.num_rows), self._tiers.device, layer),)
-            if lane.prompts is not None:
-                stores = lane.prompts.stores(layer, lane.num_rows)
-            lane.heads = self._layers.before_attention(
-                layer, lane.x, lane.delta, positions=lane.positions, slots=lane.slots, stores=stores
-            )
+        def run(watch: Stopwatch) -> None:
+            for step in range(self._num_layers + 1):
+                self._steps.run(step, lane, watch)
+            with watch.stage("head"):
+                logits.copy_(self._layers.logits(lane.x))
 
-    def _after_attention(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
-        with watch.stage("linear"):
-            lane.delta = self._layers.after_attention(layer, lane.x, lane.attention)
+        captured = self._graphs.get(("alone", lane.num_rows), self._stages, [run])
+        if captured is None:
+            run(watch)
+            return logits[: lane.num_logits], [watch]
+        captured.graphs[0].replay()
+        return logits[: lane.num_logits], [watch, captured.watch]
 
-    def _attend_on_device(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
-        if lane.prompts is not None:
-            with watch.stage("prefill_attention"):
-                rows = slice(0, lane.prompts.num_tokens)
-                lane.attention[rows] = lane.prompts.attend(layer, lane.heads[rows])
-        if lane.num_device:
-            with watch.stage("device_decode"):
-                self._attention(
-                    lane.heads[lane.device_rows, : self._config.shape.num_query_heads],
-                    self._tiers.device,
-                    layer=layer,
-                    block_tables=lane.tables,
-                    context_lens=lane.contexts,
-                    max_context=self._config.max_request_tokens,
-                    out=lane.attention[lane.device_rows],
-                )
+    def _lane(self, slot: int, inputs: BatchInputs) -> Lane:
+        """Padded where it is of decodes alone, so that there can be graphs of it."""
+        if not inputs.prefills:
+            rows = padded(len(inputs.token_ids), ROW_SIZES, 2 * self._config.max_batch_rows)
+            return self._buffers[slot].fill(inputs, None, padded_rows=rows)
+        prompts = Prompts(
+            inputs.prefills, self._tiers, self._config.shape.num_query_heads, self._out if self._is_cuda else None
+        )
+        return self._buffers[slot].fill(inputs, prompts)
 
-    def _send(self, layer: int, lane: Lane) -> None:
-        if lane.num_host:
-            self._link.send(layer, lane)
+    def _captured_steps(self, lane: Lane) -> Captured | None:
+        """Graphs of the lane's steps, where it may have any."""
+        if not self._is_cuda or lane.prompts is not None or (lane.num_host and not self._link.in_graphs):
+            return None
+        key = (lane.slot, lane.num_rows, lane.num_device > 0, lane.num_host > 0)
+        steps = [partial(self._steps.run, step, lane) for step in range(self._num_layers + 1)]
+        return self._graphs.get(key, self._stages, steps)
 
-    def _receive(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
-        if lane.num_host:
-            with watch.stage("host_wait"):
-                self._link.receive(layer, lane)
+    def _hand_over(self, lanes: Sequence[Lane], batches: Sequence[BatchInputs]) -> None:
+        """Tells host attention the rows of each lane, and in which order their layers will come."""
+        with_host = [lane.slot for lane in lanes if lane.num_host]
+        for slot in with_host:
+            self._host.begin(slot, batches[slot].host.tables, batches[slot].host.contexts)
+        if with_host:
+            self._link.begin([(slot, layer) for layer in range(self._num_layers) for slot in with_host])
 
 
-def _of_real_rows(logits: Tensor, lanes: Sequence[Lane], batches: Sequence[BatchInputs]) -> Tensor:
-    """The first rows of each lane's, for padding comes after them."""
-    parts = logits.split_with_sizes([len(lane.logit_rows) for lane in lanes])
-    return torch.cat([part[: len(inputs.logit_rows)] for part, inputs in zip(parts, batches, strict=True)])
+def _made_up_decodes(*, device_rows: int = 0, host_rows: int = 0) -> BatchInputs:
+    """Rows without context on the device, where they store nothing, and of one token each on the host."""
+    rows = device_rows + host_rows
+    return BatchInputs(
+        token_ids=[0] * rows,
+        positions=[0] * rows,
+        prefills=(),
+        device=DecodeInput(((),) * device_rows, (0,) * device_rows),
+        host=DecodeInput(tuple((block,) for block in range(host_rows)), (1,) * host_rows),
+    )

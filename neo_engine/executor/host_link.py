@@ -21,18 +21,24 @@ LOST_FLAG_TIMEOUT_S = 5.0
 
 
 class HostLink(Protocol):
-    """For each layer and lane with host rows `send`, then, after work that hides it, `receive`."""
+    """For each layer and lane with host rows `send`, then, after work that hides it, `await_sent` and `receive`."""
 
     @property
     def in_graphs(self) -> bool:
-        """Whether its calls may be captured."""
+        """Whether `receive` may be captured; the other calls never are."""
         ...
 
     def begin(self, steps: Sequence[tuple[int, int]]) -> None:
         """(slot, layer) in the order in which they will be sent; the slots of the attention have begun."""
         ...
 
-    def send(self, layer: int, lane: Lane) -> None: ...
+    def send(self, layer: int, lane: Lane) -> None:
+        """q, k, v of the host rows, as they are in the lane's heads."""
+        ...
+
+    def await_sent(self, lane: Lane) -> None:
+        """What is queued after it comes after what the lane sent last."""
+        ...
 
     def receive(self, layer: int, lane: Lane) -> None:
         """Puts the output into the lane's attention."""
@@ -67,6 +73,9 @@ class DirectLink:
         self._started_ns[lane.slot] = perf_counter_ns()
         self._attention.start_in_place(lane.slot, layer)
 
+    def await_sent(self, lane: Lane) -> None:
+        """Nothing to do: `send` waited."""
+
     def receive(self, layer: int, lane: Lane) -> None:  # noqa: ARG002
         output = self._attention.wait(lane.slot)
         self._busy_ns += self._attention.finished_ns(lane.slot) - self._started_ns[lane.slot]
@@ -95,7 +104,11 @@ class FlagLink:
         self._sequence = attention.flag_sequence(self._ready, self._done)
         self._out = stream_flags.new_stream(device)
         self._armed = False
-        self._sent: dict[int, torch.cuda.Event] = {}
+        # Of each slot: q, k, v are there, and they have left.
+        self._computed, self._sent = (
+            [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
 
     def begin(self, steps: Sequence[tuple[int, int]]) -> None:
         flags = [(slot, layer, self._flag(layer, slot)) for slot, layer in steps]
@@ -108,19 +121,24 @@ class FlagLink:
 
     def send(self, layer: int, lane: Lane) -> None:
         heads, _ = self._attention.buffers(lane.slot)
-        self._out.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._out):
-            heads[: lane.num_host].copy_(lane.heads[lane.host_rows], non_blocking=True)
-            stream_flags.raise_flag(self._out, self._address(self._ready, layer, lane.slot))
-            self._sent[lane.slot] = self._out.record_event()
+        self._computed[lane.slot].record(torch.cuda.current_stream(self._device))
+        self._out.wait_event(self._computed[lane.slot])
+        stream_flags.copy_to_host(self._out, lane.heads[lane.host_rows], heads[: lane.num_host])
+        stream_flags.raise_flag(self._out, self._address(self._ready, layer, lane.slot))
+        self._sent[lane.slot].record(self._out)
+
+    def await_sent(self, lane: Lane) -> None:
+        """The wait for a flag thereby depends on the flag's own write: no channel that works in order may hold that
+        behind it."""
+        torch.cuda.current_stream(self._device).wait_event(self._sent[lane.slot])
 
     def receive(self, layer: int, lane: Lane) -> None:
         compute = torch.cuda.current_stream(self._device)
-        # The wait depends on its own flag's write: no channel that works in order may hold that behind it.
-        compute.wait_event(self._sent[lane.slot])
         stream_flags.await_flag(compute, self._address(self._done, layer, lane.slot))
         _, output = self._attention.buffers(lane.slot)
-        copy_rows(output[: lane.num_host].flatten(1), lane.attention[lane.host_rows].flatten(1))
+        # Of all rows that the host could have sent: a graph fetches as many as there are when it is replayed.
+        target = lane.attention[lane.decode_rows][: len(output)]
+        copy_rows(output[: len(target)].flatten(1), target.flatten(1), count=lane.host_count)
 
     def _address(self, flags: torch.Tensor, layer: int, slot: int) -> int:
         return flags.data_ptr() + flags.element_size() * self._flag(layer, slot)

@@ -1,4 +1,4 @@
-"""A sub-batch on its way through a device's layers, and the fixed buffers that its inputs lie in."""
+"""A sub-batch on its way through a device's layers, and the fixed buffers that it lies in."""
 
 from __future__ import annotations
 
@@ -14,40 +14,48 @@ from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.executor.inputs import BatchInputs
 from neobench.neo_engine.executor.prompts import Prompts
 
+_CONTEXTS_FROM = 4  # the words before them hold the number of host rows, and keep them aligned
+
 
 @dataclass
 class Lane:
-    """Rows in the order prefills, device decodes, host decodes, the last two padded where a graph wants it."""
+    """Rows in the order prompts, host decodes, device decodes, padding. m = n less the prompts' rows.
+
+    Where a lane is padded all its tensors are always in the same place, for graphs to find them.
+    """
 
     slot: int
-    num_device: int
+    num_prompt_tokens: int
     num_host: int
+    num_device: int
+    num_logits: int
     token_ids: Tensor  # int64 [n], as the next two
     positions: Tensor
     slots: Tensor  # block * block_size + offset of the token's place; -1 for none in the device's memory
-    logit_rows: Tensor  # int64 [rows that predict a token]
-    tables: Tensor  # int32 [num_device, max_blocks]
-    contexts: Tensor  # int32 [num_device]
+    logit_rows: Tensor  # int64; the first num_logits predict a token, padded lanes have one for every row
+    host_count: Tensor  # int32 [1], num_host for kernels that a graph launches
+    tables: Tensor  # int32 [m, max_blocks]
+    contexts: Tensor  # int32 [m], 0 where the device's memory holds no KV of the row
     prompts: Prompts | None
-    x: Tensor = field(init=False)  # [n, hidden], as delta
-    delta: Tensor | None = None
-    heads: Tensor = field(init=False)  # [n, Hq + 2 Hkv, D]
-    attention: Tensor = field(init=False)  # [n, Hq, D]
+    x: Tensor  # [n, hidden], as delta
+    heads: Tensor  # [n, Hq + 2 Hkv, D]
+    attention: Tensor  # [n, Hq, D]
+    delta: Tensor | None = field(default=None, init=False)
 
     @property
     def num_rows(self) -> int:
         return len(self.token_ids)
 
     @property
-    def device_rows(self) -> slice:
-        return slice(self.num_rows - self.num_host - self.num_device, self.num_rows - self.num_host)
+    def decode_rows(self) -> slice:
+        return slice(self.num_prompt_tokens, self.num_rows)
 
     @property
     def host_rows(self) -> slice:
-        return slice(self.num_rows - self.num_host, self.num_rows)
+        return slice(self.num_prompt_tokens, self.num_prompt_tokens + self.num_host)
 
 
-class _RowBuffer:
+class _RowNumbers:
     """The four numbers of each row, in page-locked memory and on the device."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
@@ -56,8 +64,20 @@ class _RowBuffer:
         self.device = self.host.to(device)
 
 
+class _RowStates:
+    """What the layers make of each row."""
+
+    def __init__(self, rows: int, config: EngineConfig, device: torch.device) -> None:
+        shape = config.shape
+        dtype = getattr(torch, config.dtype)
+        num_heads = shape.num_query_heads + 2 * shape.num_kv_heads
+        self.x = torch.empty(rows, shape.hidden_size, dtype=dtype, device=device)
+        self.heads = torch.empty(rows, num_heads, shape.head_dim, dtype=dtype, device=device)
+        self.attention = torch.empty(rows, shape.num_query_heads, shape.head_dim, dtype=dtype, device=device)
+
+
 class LaneBuffers:
-    """Inputs of one sub-batch in page-locked memory and on the device; padded ones are always in the same place.
+    """One sub-batch's inputs in page-locked memory and on the device, and its rows' states.
 
     `fill` may be called again once the device has done what was queued with the lane before.
     """
@@ -65,78 +85,89 @@ class LaneBuffers:
     def __init__(self, config: EngineConfig, slot: int, device: torch.device) -> None:
         blocks = config.blocks_for(config.max_request_tokens)
         is_cuda = device.type == "cuda"
+        most = 2 * config.max_batch_rows
+        self._config = config
         self._slot = slot
-        self._block_size = config.block_size
-        self._padded_rows = _RowBuffer(2 * config.max_batch_rows, device)
-        self._other_rows = _RowBuffer(config.max_batch_tokens, device)
-        self._host_tables = torch.zeros(config.max_batch_rows, blocks, dtype=torch.int32, pin_memory=is_cuda)
-        self._host_contexts = torch.zeros(config.max_batch_rows, dtype=torch.int32, pin_memory=is_cuda)
+        self._padded_numbers = _RowNumbers(most, device)
+        self._padded_states = _RowStates(most, config, device)
+        self._other_numbers = _RowNumbers(config.max_batch_tokens, device)
+        self._host_tables = torch.zeros(most, blocks, dtype=torch.int32, pin_memory=is_cuda)
+        self._host_words = torch.zeros(_CONTEXTS_FROM + most, dtype=torch.int32, pin_memory=is_cuda)
         self._tables = self._host_tables.to(device)
-        self._contexts = self._host_contexts.to(device)
+        self._words = self._host_words.to(device)
 
-    def fill(
-        self, inputs: BatchInputs, prompts: Prompts | None, *, num_device: int, num_host: int, is_padded: bool
-    ) -> Lane:
-        """`num_device` and `num_host` rows, at least those of the inputs; the rest is padding, which changes nothing.
-
-        `is_padded`: every row predicts a token, those that have none to predict after the others.
-        """
-        prompt_rows = inputs.num_prefill_tokens
-        n = prompt_rows + num_device + num_host
-        buffer = self._padded_rows if is_padded else self._rows_for(n)
-        rows = buffer.host.numpy()[: 4 * n].reshape(4, n)
-        real = _real_rows(inputs, num_device)
+    def fill(self, inputs: BatchInputs, prompts: Prompts | None, *, padded_rows: int | None = None) -> Lane:
+        """`padded_rows`, at least those of the inputs, which then hold no prompts: padding changes nothing."""
+        num_prompt_tokens = inputs.num_prefill_tokens
+        n = padded_rows or len(inputs.token_ids)
+        real = _real_rows(inputs)
+        numbers = self._padded_numbers if padded_rows else self._numbers_for(n)
+        states = self._padded_states if padded_rows else _RowStates(n, self._config, self._tables.device)
+        rows = numbers.host.numpy()[: 4 * n].reshape(4, n)
         rows[:] = np.array([[0], [0], [-1], [0]])
         rows[0, real] = inputs.token_ids
         rows[1, real] = inputs.positions
         if prompts is not None:
-            rows[2, :prompt_rows] = prompts.slots
-        self._fill_tables(inputs, num_device)
-        device = slice(prompt_rows, prompt_rows + len(inputs.device))
-        rows[2, device] = self._slots(rows[1, device])
+            rows[2, :num_prompt_tokens] = prompts.slots
+        self._fill_tables(inputs, n - num_prompt_tokens)
+        end = num_prompt_tokens + len(inputs.host) + len(inputs.device)
+        device_rows = slice(end - len(inputs.device), end)
+        rows[2, device_rows] = self._slots(rows[1, device_rows], first=len(inputs.host))
         logit_rows = real[inputs.logit_rows]
         rows[3, : len(logit_rows)] = logit_rows
-        on_device = buffer.device[: 4 * n].copy_(buffer.host[: 4 * n], non_blocking=True).view(4, n)
+        on_device = numbers.device[: 4 * n].copy_(numbers.host[: 4 * n], non_blocking=True).view(4, n)
+        m = n - num_prompt_tokens
+        num_words = _CONTEXTS_FROM + m
+        words = self._words[:num_words].copy_(self._host_words[:num_words], non_blocking=True)
         return Lane(
             slot=self._slot,
-            num_device=num_device,
-            num_host=num_host,
+            num_prompt_tokens=num_prompt_tokens,
+            num_host=len(inputs.host),
+            num_device=len(inputs.device),
+            num_logits=len(logit_rows),
             token_ids=on_device[0],
             positions=on_device[1],
             slots=on_device[2],
-            logit_rows=on_device[3] if is_padded else on_device[3, : len(logit_rows)],
-            tables=self._tables[:num_device].copy_(self._host_tables[:num_device], non_blocking=True),
-            contexts=self._contexts[:num_device].copy_(self._host_contexts[:num_device], non_blocking=True),
+            logit_rows=on_device[3],
+            host_count=words[:1],
+            tables=self._tables[:m].copy_(self._host_tables[:m], non_blocking=True),
+            contexts=words[_CONTEXTS_FROM:],
             prompts=prompts,
+            x=states.x[:n],
+            heads=states.heads[:n],
+            attention=states.attention[:n],
         )
 
-    def _rows_for(self, n: int) -> _RowBuffer:
+    def _numbers_for(self, n: int) -> _RowNumbers:
         """A prompt may be longer than the budget."""
-        if n > self._other_rows.rows:
-            self._other_rows = _RowBuffer(2 * n, self._tables.device)
-        return self._other_rows
+        if n > self._other_numbers.rows:
+            self._other_numbers = _RowNumbers(2 * n, self._tables.device)
+        return self._other_numbers
 
-    def _fill_tables(self, inputs: BatchInputs, num_device: int) -> None:
-        contexts = self._host_contexts.numpy()
-        contexts[len(inputs.device) : num_device] = 0
-        contexts[: len(inputs.device)] = inputs.device.contexts
-        tables = self._host_tables.numpy()
-        for row, blocks in enumerate(inputs.device.tables):
+    def _fill_tables(self, inputs: BatchInputs, num_decode_rows: int) -> None:
+        words, tables = self._host_words.numpy(), self._host_tables.numpy()
+        words[0] = num_host = len(inputs.host)
+        contexts = words[_CONTEXTS_FROM : _CONTEXTS_FROM + num_decode_rows]
+        contexts[:] = 0
+        contexts[num_host : num_host + len(inputs.device)] = inputs.device.contexts
+        for row, blocks in enumerate(inputs.device.tables, num_host):
             tables[row, : len(blocks)] = blocks
 
-    def _slots(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        tables = self._host_tables.numpy()[: len(positions)]
-        blocks = np.take_along_axis(tables, (positions // self._block_size)[:, None], axis=1)[:, 0]
-        return blocks.astype(np.int64) * self._block_size + positions % self._block_size
+    def _slots(self, positions: npt.NDArray[np.int64], *, first: int) -> npt.NDArray[np.int64]:
+        """Of device rows, whose tables begin at row `first`."""
+        size = self._config.block_size
+        tables = self._host_tables.numpy()[first : first + len(positions)]
+        blocks = np.take_along_axis(tables, (positions // size)[:, None], axis=1)[:, 0]
+        return blocks.astype(np.int64) * size + positions % size
 
 
-def _real_rows(inputs: BatchInputs, num_device: int) -> npt.NDArray[np.int64]:
-    """Where each row of the inputs stands among the padded ones."""
-    before_host = inputs.num_prefill_tokens + len(inputs.device)
-    host_start = inputs.num_prefill_tokens + num_device
-    return np.concatenate((np.arange(before_host), np.arange(host_start, host_start + len(inputs.host))))
+def _real_rows(inputs: BatchInputs) -> npt.NDArray[np.int64]:
+    """Where each row of the inputs, whose device decodes come before the host's, stands in the lane."""
+    prompts, device, host = inputs.num_prefill_tokens, len(inputs.device), len(inputs.host)
+    starts_and_counts = ((0, prompts), (prompts + host, device), (prompts, host))
+    return np.concatenate([np.arange(start, start + count) for start, count in starts_and_counts])
 
 
-def padded(counts: Sequence[int], sizes: Sequence[int], most: int) -> tuple[int, ...]:
-    """Each count up to the next of `sizes`, which rise, and at most `most`; 0 stays."""
-    return tuple(min([size for size in (*sizes, most) if size >= count]) if count else 0 for count in counts)
+def padded(count: int, sizes: Sequence[int], most: int) -> int:
+    """`count` up to the next of `sizes`, which rise, and at most `most`."""
+    return min(size for size in (*sizes, most) if size >= count)

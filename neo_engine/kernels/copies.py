@@ -5,6 +5,7 @@ Triton on a GPU, where a source may also be pinned host memory; the torch twin e
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from neobench.neo_engine.kernels import reference
@@ -47,17 +48,20 @@ def copy_pieces(
     triton_copies.copy_pieces(source, target, layers=layers, source_blocks=source_blocks, target_blocks=target_blocks)
 
 
-def copy_rows(source: Tensor, target: Tensor) -> None:
-    """source [rows, width], which may be pinned host memory -> target [rows, width] of the same dtype.
+def copy_rows(source: Tensor, target: Tensor, *, count: Tensor) -> None:
+    """The first `count` rows of source [rows, width], which may be pinned host memory, to target [rows, width].
 
-    A kernel reads the source, for a copy engine would queue the few bytes behind whatever it is moving. Rows of
-    either may lie apart, the elements of a row may not.
+    count int32 [1] on the device: a graph copies as many as it says when it is replayed. A kernel reads the source, for
+    a copy engine would queue the few bytes behind whatever it is moving. Rows of either may lie apart, the elements
+    of a row may not. Raises ValueError for other shapes and dtypes.
     """
     if source.shape != target.shape or source.dtype != target.dtype:
         raise ValueError(f"rows: {source.dtype} {list(source.shape)} into {target.dtype} {list(target.shape)}")
+    if count.dtype != torch.int32 or count.shape != (1,):
+        raise ValueError(f"count: expected int32 [1], got {count.dtype} {list(count.shape)}")
     if not target.is_cuda:
-        reference.copy_rows(source, target)
+        reference.copy_rows(source, target, count=count)
         return
     from neobench.neo_engine.kernels import triton_copies
 
-    triton_copies.copy_rows(source, target)
+    triton_copies.copy_rows(source, target, count=count)

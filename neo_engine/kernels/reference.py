@@ -81,9 +81,10 @@ def unpack_context(
     return key, value
 
 
-def copy_rows(source: Tensor, target: Tensor) -> None:
+def copy_rows(source: Tensor, target: Tensor, *, count: Tensor) -> None:
     """See copies.copy_rows."""
-    target.copy_(source)
+    rows = int(count)
+    target[:rows].copy_(source[:rows])
 
 
 def copy_pieces(

@@ -78,12 +78,16 @@ def _copy_runs(
     source_stride,
     target_stride,
     width,
+    count,
     listed: tl.constexpr,
     elements_at_once: tl.constexpr,
 ):
-    """Part of one row, row for row or as the two lists say; grid (rows, parts)."""
+    """Part of one row, as the two lists say, or else row for row and only the first `count`; grid (rows, parts)."""
     source_row = tl.program_id(0).to(tl.int64)
     target_row = source_row
+    if not listed:  # noqa: SIM102 - one condition is the compiler's, the other the program's
+        if source_row >= tl.load(count):
+            return
     if listed:
         source_row = tl.load(source_rows + tl.program_id(0)).to(tl.int64)
         target_row = tl.load(target_rows + tl.program_id(0)).to(tl.int64)
@@ -112,13 +116,14 @@ def copy_pieces(
             words[0].stride(0),
             words[1].stride(0),
             width,
+            source_blocks,
             listed=True,
             elements_at_once=_ELEMENTS_AT_ONCE,
             num_warps=4,
         )
 
 
-def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:
+def copy_rows(source: torch.Tensor, target: torch.Tensor, *, count: torch.Tensor) -> None:
     """See copies.copy_rows."""
     rows, width = source.shape
     if rows:
@@ -130,6 +135,7 @@ def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:
             source.stride(0),
             target.stride(0),
             width,
+            count,
             listed=False,
             elements_at_once=_ELEMENTS_AT_ONCE,
             num_warps=4,

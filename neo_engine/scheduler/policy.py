@@ -17,6 +17,9 @@ POLICIES: dict[str, str] = {
     "asymmetric_pipeline": "neobench.neo_engine.scheduler.asymmetric_pipeline:AsymmetricPipeline",
 }
 
+OFFLOADING = ("full_offload", "asymmetric_pipeline")
+"""Policies that put decodes on the host."""
+
 
 class Policy(Protocol):
     """Decides one iteration. Pure and deterministic: the same arguments give the same plan."""

@@ -46,8 +46,9 @@ def test_rows_are_copied_into_a_part_of_a_wider_tensor(copiers, device, dtype):
     if device.type == "cuda":
         source = source.pin_memory()
     wide = torch.zeros(3, 4000, dtype=dtype, device=device)
-    copiers.copy_rows(source, wide[:, 1000:3500])
-    assert torch.equal(wide[:, 1000:3500].cpu(), source)
+    copiers.copy_rows(source, wide[:, 1000:3500], count=torch.tensor([2], dtype=torch.int32, device=device))
+    assert torch.equal(wide[:2, 1000:3500].cpu(), source[:2])
+    assert not wide[2].any()
     assert not wide[:, :1000].any()
     assert not wide[:, 3500:].any()
 
@@ -58,7 +59,9 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="not of one layout"):
         copies.copy_pieces(slab, slab[:, :, :1], layers=(0, 0), source_blocks=blocks, target_blocks=blocks)
     with pytest.raises(ValueError, match="rows"):
-        copies.copy_rows(torch.zeros(3, 4), torch.zeros(2, 4))
+        copies.copy_rows(torch.zeros(3, 4), torch.zeros(2, 4), count=torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(ValueError, match="count"):
+        copies.copy_rows(torch.zeros(3, 4), torch.zeros(3, 4), count=torch.zeros(1))
 
 
 def test_layouts_that_are_not_tiles_are_refused():
