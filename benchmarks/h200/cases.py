@@ -213,7 +213,7 @@ def _neo(
         "max_model_tokens": setting.max_model_tokens,
         **engine,
     }
-    settings = {"kind": kind, "engine": chosen}
+    settings: dict[str, Any] = {"kind": kind, "engine": chosen}
     if policy == NEO and device == "cuda" and setting.timeline_requests:
         settings["timeline_requests"] = setting.timeline_requests
     return Job(case, label or policy, "neo_child", settings, setting.limit_s, prompts or _prompts(setting))

@@ -10,6 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.h200 import profiled, timeline
 from benchmarks.h200.check_child import offloading_tables
 from benchmarks.h200.jobs import MeasurementError, Result
 from benchmarks.h200.profiled import (
@@ -119,6 +123,23 @@ def test_a_profiler_that_fails_is_a_fact_and_loses_nothing(monkeypatch: pytest.M
         engine.close()
     assert "profiler" in result.facts["timeline"]
     assert (result.metrics, result.raw) == ({"rate": 1.0}, {})
+
+
+def test_what_torch_exports_is_on_the_clock_of_the_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its CPU operators are taken for kernels here, for there is no device; more than 5 % outside would be refused."""
+    cpu = [ProfilerActivity.CPU]
+    monkeypatch.setattr(profiled, "profile", lambda **_: profile(activities=cpu))
+    monkeypatch.setattr(timeline, "KERNEL", "cpu_op")
+    matrix = torch.ones(500, 500)
+
+    def iterate() -> StageTimes:
+        for _ in range(10):
+            torch.mm(matrix, matrix)
+        return StageTimes()
+
+    summary = iterations_timeline(iterate)
+    assert [entry["count"] for entry in summary["kernel_time"] if entry["name"] == "aten::mm"] == [10 * ITERATIONS]
+    assert sum(summary["by_iteration"]["wall_ns"]) > summary["span_ns"] > summary["idle_ns"] > 0
 
 
 def test_the_fetch_is_known_by_the_name_of_its_kernel() -> None:
