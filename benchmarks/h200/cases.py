@@ -25,6 +25,8 @@ BLOCK_SIZE = 16
 GIB = 2**30
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-4}
 """Of logits against transformers' in float32: what 16 bits can do after four layers."""
+_TIMELINE_METRICS = ("device_idle_fraction", "device_gap_fraction")
+"""From a trace of a GPU: a CPU has none."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Setting:
     memory_fraction: float = 0.9
     """vLLM's gpu_memory_utilization: of the GPU's memory, or on a CPU of the machine's."""
     max_model_tokens: int = 2048
+    num_warmup: int = 16
+    timeline_requests: int = 0
+    """The first so many are replayed under a profiler after a run of NEO on a GPU."""
 
 
 _CASE_2 = Setting("llama-3.1-8b", "bfloat16", 400_000, GIB, "synthetic:1000,200", 256)
@@ -56,6 +61,7 @@ _CASE_4 = Setting(
     48,
     chunk_tokens=512,
     memory_fraction=0.985,
+    timeline_requests=32,
 )
 
 FULL: Mapping[str, Setting] = {
@@ -71,6 +77,7 @@ FULL: Mapping[str, Setting] = {
         chunk_tokens=512,
         neo_chunk_tokens=2048,
         max_model_tokens=832,
+        timeline_requests=100,
     ),
     # 17 rows of 750 tokens fill 799 of the 831 blocks.
     "4a": Setting("llama-3.1-70b", "bfloat16", 13_296, 24 * GIB, "exact:750,1", 17),
@@ -78,7 +85,17 @@ FULL: Mapping[str, Setting] = {
     "4b-1000-200": Setting(**{**vars(_CASE_4), "workload": "exact:1000,200"}),
     "5": Setting(**{**vars(_CASE_2), "host_bytes": 24 * GIB}),
     **{
-        f"6-out{output}": Setting("llama-3.1-8b", "bfloat16", 26_400, 32 * GIB, f"synthetic:1000,{output}", 100)
+        f"6-out{output}": Setting(
+            "llama-3.1-8b",
+            "bfloat16",
+            26_400,
+            32 * GIB,
+            f"synthetic:1000,{output}",
+            # About twice what the device holds. A prompt takes a third of a second there.
+            48,
+            num_warmup=4,
+            timeline_requests=32 if output == 200 else 0,
+        )
         for output in OUTPUT_LENGTHS
     },
 }
@@ -102,6 +119,7 @@ def _shrunk(setting: Setting) -> Setting:
         limit_s=120.0,
         memory_fraction=0.1,
         max_model_tokens=256,
+        timeline_requests=min(setting.timeline_requests, num_requests),
     )
 
 
@@ -195,7 +213,9 @@ def _neo(
         "max_model_tokens": setting.max_model_tokens,
         **engine,
     }
-    settings = {"kind": kind, "engine": chosen}
+    settings: dict[str, Any] = {"kind": kind, "engine": chosen}
+    if policy == NEO and device == "cuda" and setting.timeline_requests:
+        settings["timeline_requests"] = setting.timeline_requests
     return Job(case, label or policy, "neo_child", settings, setting.limit_s, prompts or _prompts(setting))
 
 
@@ -220,7 +240,7 @@ def _prompts(setting: Setting) -> dict[str, Any]:
     return {
         "workload": setting.workload,
         "num_requests": setting.num_requests,
-        "num_warmup": min(16, setting.num_requests),
+        "num_warmup": min(setting.num_warmup, setting.num_requests),
         "model": setting.model,
     }
 
@@ -249,11 +269,11 @@ def _check_dtypes(scale: Scale) -> tuple[str, ...]:
     return ("float32",) if scale == "tiny" else ("bfloat16", "float16")
 
 
-def comparisons(case: str, *, scale: Scale) -> list[Comparison]:
+def comparisons(case: str, *, scale: Scale, device: Device) -> list[Comparison]:
     """The rows of one of CASES."""
-    return list(
-        {"1": _check_rows, "2": _case_2_rows, "4a": _case_4a_rows, "6": _case_6_rows}.get(case, _rows)(case, scale)
-    )
+    makers = {"1": _check_rows, "2": _case_2_rows, "4a": _case_4a_rows, "6": _case_6_rows}
+    rows = makers.get(case, _rows)(case, scale)
+    return [row for row in rows if device == "cuda" or row.metric not in _TIMELINE_METRICS]
 
 
 def _check_rows(case: str, scale: Scale) -> Iterator[Comparison]:
@@ -288,6 +308,7 @@ def _case_4a_rows(case: str, scale: Scale) -> Iterator[Comparison]:  # noqa: ARG
     yield Comparison(case, PLAIN, rate, "tok/s")
     yield Comparison(case, NEO, rate, "tok/s", (PLAIN,), required=">= 1.35")
     yield from _part_rows(case, NEO)
+    yield from _timeline_rows(case, NEO)
 
 
 def _case_6_rows(case: str, scale: Scale) -> Iterator[Comparison]:
@@ -327,3 +348,12 @@ def _part_rows(case: str, system: str) -> Iterator[Comparison]:
     yield Comparison(case, system, "prediction_error_median", "", required="<= 0.10")
     yield Comparison(case, system, "prediction_error_p95", "", required="<= 0.25")
     yield Comparison(case, system, "host_gbps", "GB/s", limit_metric="host_read_gbps")
+    if FULL[case].timeline_requests:
+        yield from _timeline_rows(case, system)
+
+
+def _timeline_rows(case: str, system: str) -> Iterator[Comparison]:
+    """How much of asymmetric iterations the device idles, and how much without waiting for host attention."""
+    idle, gap = _TIMELINE_METRICS
+    yield Comparison(case, system, idle, "")
+    yield Comparison(case, system, gap, "", required="<= 0.10")

@@ -31,7 +31,10 @@ class VllmPlace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`answer` is what the child wrote; None with a `reason` when it crashed or took too long."""
+    """`answer` is what the child wrote; None with a `reason` when it crashed or took too long before it had written.
+
+    Where it did so afterwards, the reason is among the answer's facts as "unfinished".
+    """
 
     answer: dict[str, Any] | None
     reason: str | None = None
@@ -45,11 +48,16 @@ def run_child(job: Job, *, limit_s: float, log_path: Path, vllm: VllmPlace) -> O
         arguments = ["-m", f"benchmarks.h200.{job.child}", str(job_path), str(result_path)]
         command, environment = _vllm_child(vllm) if job.child == "vllm_child" else _own_child()
         status = _run([*command, *arguments], environment, limit_s=limit_s, log_path=log_path)
-        if status is None:
-            return Outcome(None, f"stopped after {limit_s:.0f} s")
+        reason = None
         if status != 0:
-            return Outcome(None, f"exit status {status}: {_last_line(log_path)}")
-        return Outcome(json.loads(result_path.read_text()))
+            stopped = f"stopped after {limit_s:.0f} s"
+            reason = stopped if status is None else f"exit status {status}: {_last_line(log_path)}"
+        if not result_path.exists():
+            return Outcome(None, reason or "it left no result")
+        answer = json.loads(result_path.read_text())
+        if reason is not None:
+            answer["facts"]["unfinished"] = reason
+        return Outcome(answer)
 
 
 def _own_child() -> tuple[list[str], dict[str, str]]:

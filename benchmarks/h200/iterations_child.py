@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.h200.jobs import Result, child_main
 from benchmarks.h200.neo_child import engine_config, host_read_gbps, token_bytes
+from benchmarks.h200.profiled import add_timeline, iterations_timeline
 from neobench.neo_engine.batch import DecodeRow, Mode, StageTimes, SubBatch
 from neobench.neo_engine.build import build_executor
 from neobench.neo_engine.config import EngineConfig
@@ -69,30 +70,45 @@ def measure(settings: dict[str, Any]) -> Result:
         "prediction_error_median": float(np.median(errors)),
         "prediction_error_p95": float(np.percentile(errors, 95)),
     }
-    facts = {"engine": executor.describe()}
-    executor.close()
     if splits[best].host_rows:
         metrics |= _host_metrics(config, splits[best], times)
-        metrics["host_read_gbps"] = host_read_gbps(facts["engine"]["host_threads"])
     raw = {
         f"{split.host_rows}+{split.host_rows}": [ns for ns, _ in runs]
         for split, runs in zip(splits, series, strict=True)
     }
-    return Result(metrics, facts, raw)
+    result = Result(metrics, {"engine": executor.describe()}, raw)
+    result.rest = lambda: _rest(result, executor, config, splits[best])
+    return result
+
+
+def _rest(result: Result, executor: Executor, config: EngineConfig, split: Split) -> None:
+    """The timeline of the best split, where there is a GPU; then, the executor closed, what the host's memory gives."""
+    if split.host_rows and config.device == "cuda":
+        iterate = _iteration(executor, config, split)
+        add_timeline(result, lambda: iterations_timeline(iterate))
+    executor.close()
+    if split.host_rows:
+        result.metrics["host_read_gbps"] = host_read_gbps(result.facts["engine"]["host_threads"])
 
 
 def _run(executor: Executor, config: EngineConfig, split: Split) -> list[tuple[int, StageTimes]]:
     """(nanoseconds of the whole call, stage times) of each iteration."""
+    iterate = _iteration(executor, config, split)
+    runs = []
+    for _ in range(WARM_UP + ITERATIONS):
+        start_ns = perf_counter_ns()
+        stages = iterate()
+        runs.append((perf_counter_ns() - start_ns, stages))
+    return runs[WARM_UP:]
+
+
+def _iteration(executor: Executor, config: EngineConfig, split: Split) -> Callable[[], StageTimes]:
+    """Runs one."""
     batches = [_inputs(config, split, split.device_rows, first_host_row=0)]
     if split.host_rows:
         batches.append(_inputs(config, split, 0, first_host_row=split.host_rows))
     sampling = [SampleRow(SamplingParams(temperature=0.0), seed=0, position=0)] * split.tokens
-    runs = []
-    for _ in range(WARM_UP + ITERATIONS):
-        start_ns = perf_counter_ns()
-        _, stages = executor.execute(split.mode, batches, (), sampling)
-        runs.append((perf_counter_ns() - start_ns, stages))
-    return runs[WARM_UP:]
+    return lambda: executor.execute(split.mode, batches, (), sampling)[1]
 
 
 def _inputs(config: EngineConfig, split: Split, device_rows: int, *, first_host_row: int) -> BatchInputs:

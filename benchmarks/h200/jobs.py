@@ -41,6 +41,8 @@ class Result:
     metrics: dict[str, float]
     facts: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
+    rest: Callable[[], None] | None = None
+    """Adds to the result once what is in it is safe: nothing that befalls the child meanwhile loses that."""
 
 
 class MeasurementError(Exception):
@@ -55,7 +57,17 @@ def child_main(measure: Callable[[dict[str, Any]], Result]) -> None:
     job_path, result_path = map(Path, sys.argv[1:])
     try:
         result = measure(json.loads(job_path.read_text())["settings"])
+        _write(result, result_path)
+        if result.rest is not None:
+            result.rest()
+            _write(result, result_path)
     except Exception as error:
         traceback.print_exc()
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    result_path.write_text(json.dumps({"metrics": result.metrics, "facts": result.facts, "raw": result.raw}))
+
+
+def _write(result: Result, path: Path) -> None:
+    """Atomically: the child may be killed while it writes."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"metrics": result.metrics, "facts": result.facts, "raw": result.raw}))
+    unfinished.replace(path)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.h200.drive import Drive, Step, decode_window, drive, read_prompts
+from benchmarks.h200.drive import Drive, Requests, Step, decode_window, drive, read_prompts
 from benchmarks.h200.jobs import MeasurementError, Result, child_main
+from benchmarks.h200.profiled import add_timeline, steps_timeline
 from neobench.neo_engine.build import build_engine, build_executor
 from neobench.neo_engine.config import DTYPE_BYTES, EngineConfig, ModelShape
 from neobench.neo_engine.cost_model import Profile
@@ -30,7 +31,8 @@ def throughput(settings: dict[str, Any]) -> Result:
         "output_tokens_per_s": 1e9 * driven.output_tokens / driven.wall_ns,
         "requests_per_s": 1e9 * len(prompts["requests"]) / driven.wall_ns,
     }
-    return _result(engine, driven, driven.steps, metrics, prompts)
+    replayed = prompts["requests"][: settings.get("timeline_requests", 0)]
+    return _result(engine, driven, driven.steps, metrics, prompts, replayed)
 
 
 def single_stream(settings: dict[str, Any]) -> Result:
@@ -76,16 +78,33 @@ def _driven(settings: dict[str, Any]) -> tuple[NeoEngine, Drive, dict[str, Any]]
 
 
 def _result(
-    engine: NeoEngine, driven: Drive, steps: Sequence[Step], metrics: dict[str, float], prompts: dict[str, Any]
+    engine: NeoEngine,
+    driven: Drive,
+    steps: Sequence[Step],
+    metrics: dict[str, float],
+    prompts: dict[str, Any],
+    replayed: Requests = (),
 ) -> Result:
-    """The metrics with those of NEO's parts; `steps` are those whose prediction is judged. Closes the engine."""
+    """The metrics with those of NEO's parts; `steps` are those whose prediction is judged.
+
+    Its rest replays requests for their timeline and closes the engine.
+    """
     facts = {"engine": engine.info(), "counters": driven.counters, "prompts": prompts["facts"]}
     metrics |= prediction_errors(steps)
-    engine.close()
-    if driven.counters["measured_host_decode_ns"]:
+    offloads = driven.counters["measured_host_decode_ns"] > 0
+    if offloads:
         metrics |= host_metrics(driven.counters, engine.config)
-        metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
-    return Result(metrics, facts, {"steps": driven.series()})
+    result = Result(metrics, facts, {"steps": driven.series()})
+
+    def rest() -> None:
+        if replayed:
+            add_timeline(result, lambda: steps_timeline(engine, replayed))
+        engine.close()
+        if offloads:
+            metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
+
+    result.rest = rest
+    return result
 
 
 def prediction_errors(steps: Sequence[Step]) -> dict[str, float]:

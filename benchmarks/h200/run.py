@@ -181,7 +181,7 @@ def write_rows(options: Options) -> list[dict[str, Any]]:
     shown = [
         comparison
         for case in cases.CASES
-        for comparison in cases.comparisons(case, scale=options.scale)
+        for comparison in cases.comparisons(case, scale=options.scale, device=options.device)
         if case in options.cases or comparison.case in measured
     ]
     rows = build_rows(runs, shown, judged=(options.scale, options.device) == ("full", "cuda"))

@@ -45,7 +45,7 @@ def test_every_engine_holds_every_request_of_its_case(case: str, scale: Scale, d
 def test_every_row_has_jobs_that_fill_it_and_every_job_a_row(scale: Scale, device: Device) -> None:
     for case in CASES:
         made = {(job.case, job.system) for job in jobs(case, scale=scale, device=device)}
-        rows = comparisons(case, scale=scale)
+        rows = comparisons(case, scale=scale, device=device)
         needed = {(row.case, system) for row in rows for system in (row.system, *row.baselines)}
         assert needed == made
 
@@ -72,6 +72,27 @@ def test_settings_of_the_cases_are_those_asked_for() -> None:
     a10g = EngineConfig(**emulated_settings(engines["6-out300", "gpu_only"]))
     assert (a10g.sms, a10g.device_blocks * a10g.block_size) == (8, 26_400)
     assert all(engine["device"] == "cuda" for engine in engines.values())
+
+
+def test_timelines_are_taken_of_neo_on_a_gpu_and_shown_where_they_are() -> None:
+    replayed = {
+        (job.case, job.system)
+        for case in CASES
+        for job in jobs(case, scale="full", device="cuda")
+        if job.settings.get("timeline_requests")
+    }
+    assert {case for case, _ in replayed} == {"3", "4b-500-500", "4b-1000-200", "6-out200"}
+    assert {system.partition("-")[0] for _, system in replayed} == {"asymmetric_pipeline"}
+    rows = [row for case in CASES for row in comparisons(case, scale="full", device="cuda")]
+    gaps = {(row.case, row.system): row.required for row in rows if row.metric == "device_gap_fraction"}
+    assert gaps == dict.fromkeys(replayed | {("4a", "asymmetric_pipeline")}, "<= 0.10")
+
+
+def test_a_cpu_has_no_timeline() -> None:
+    for case in CASES:
+        assert not any("timeline_requests" in job.settings for job in jobs(case, scale="tiny", device="cpu"))
+        metrics = {row.metric for row in comparisons(case, scale="tiny", device="cpu")}
+        assert not metrics & {"device_idle_fraction", "device_gap_fraction"}
 
 
 def test_profiles_come_first_once_and_only_when_asked_for() -> None:

@@ -19,6 +19,10 @@ from benchmarks.h200.jobs import Result, child_main
 
 def measure(settings):
     print("working", flush=True)
+    if settings["do"].startswith("rest"):
+        result = Result({"half": 0.5})
+        result.rest = lambda: rest(settings["do"], result)
+        return result
     if settings["do"] == "crash":
         raise ValueError("the device\\nfell off")
     if settings["do"] == "die":
@@ -29,6 +33,16 @@ def measure(settings):
         print(helper.pid, flush=True)
         time.sleep(600)
     return Result({"twice": 2.0 * settings["number"]}, {"path": sys.path}, {"raw": [1, 2]})
+
+def rest(do, result):
+    result.metrics["more"] = 1.0
+    if do == "rest, crash":
+        raise ValueError("no trace")
+    if do == "rest, die":
+        import os, signal
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if do == "rest, hang":
+        time.sleep(600)
 
 child_main(measure)
 """
@@ -68,6 +82,27 @@ def test_a_crash_says_its_last_words(job: Job, tmp_path: Path) -> None:
 def test_a_death_by_signal_is_told(job: Job, tmp_path: Path) -> None:
     outcome = run_child(told(job, "die"), limit_s=30.0, log_path=tmp_path / "log", vllm=VllmPlace())
     assert (outcome.answer, outcome.reason) == (None, "exit status -11: working")
+
+
+def test_what_comes_after_the_measurement_adds_to_it(job: Job, tmp_path: Path) -> None:
+    outcome = run_child(told(job, "rest"), limit_s=30.0, log_path=tmp_path / "log", vllm=VllmPlace())
+    assert outcome.answer == {"metrics": {"half": 0.5, "more": 1.0}, "facts": {}, "raw": {}}
+
+
+@pytest.mark.parametrize(
+    ("do", "limit_s", "reason"),
+    [
+        ("rest, crash", 30.0, "exit status 1: ValueError: no trace"),
+        ("rest, die", 30.0, "exit status -11: working"),
+        ("rest, hang", 4.0, "stopped after 4 s"),
+    ],
+)
+def test_what_comes_after_the_measurement_does_not_lose_it(
+    job: Job, tmp_path: Path, do: str, limit_s: float, reason: str
+) -> None:
+    outcome = run_child(told(job, do), limit_s=limit_s, log_path=tmp_path / "log", vllm=VllmPlace())
+    assert outcome.reason is None
+    assert outcome.answer == {"metrics": {"half": 0.5}, "facts": {"unfinished": reason}, "raw": {}}
 
 
 def test_a_child_that_hangs_is_stopped_with_its_own_children(job: Job, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_a_single_stream_is_read_against_the_weights_of_the_same_run(
     draw(tmp_path / "p.json", workload="exact:20,24", num_requests=1, num_warmup=1, model="tiny")
     engine = {"policy": "gpu_only", "device_blocks": 24, "host_memory_bytes": 2**20}
     result = single_stream({"prompts_path": str(tmp_path / "p.json"), "engine": engine})
+    assert result.rest is not None
+    result.rest()
     metrics = result.metrics
     tokens_ms = [wall_ns / 1e6 for wall_ns in result.raw["steps"]["wall_ns"]]
     assert min(tokens_ms) <= metrics["ms_per_token"] <= max(tokens_ms)
