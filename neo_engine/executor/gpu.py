@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter_ns
@@ -228,20 +228,25 @@ class GpuExecutor:
             self._link.send(step, lane)
 
     def _run_on_device_alone(self, lane: Lane, watch: Stopwatch) -> tuple[Tensor, list[Stopwatch]]:
-        """Decodes that need nothing of the host: one graph from tokens to logits."""
+        """Decodes that need nothing of the host: a few graphs from tokens to logits, the first ones short, for the
+        device starts only when the whole of a graph has been launched."""
         logits = self._graph_logits[: lane.num_rows]
 
-        def run(watch: Stopwatch) -> None:
-            for step in range(self._num_layers + 1):
+        def run(steps: range, watch: Stopwatch) -> None:
+            for step in steps:
                 self._steps.run(step, lane, watch)
-            with watch.stage("head"):
-                logits.copy_(self._layers.logits(lane.x))
+            if self._num_layers in steps:
+                with watch.stage("head"):
+                    logits.copy_(self._layers.logits(lane.x))
 
-        captured = self._graphs.get(("alone", lane.num_rows), self._stages, [run])
+        parts = [partial(run, steps) for steps in _growing(self._num_layers + 1)]
+        captured = self._graphs.get(("alone", lane.num_rows), self._stages, parts)
         if captured is None:
-            run(watch)
+            for part in parts:
+                part(watch)
             return logits[: lane.num_logits], [watch]
-        captured.graphs[0].replay()
+        for graph in captured.graphs:
+            graph.replay()
         return logits[: lane.num_logits], [watch, captured.watch]
 
     def _lane(self, slot: int, inputs: BatchInputs) -> Lane:
@@ -269,6 +274,14 @@ class GpuExecutor:
             self._host.begin(slot, batches[slot].host.tables, batches[slot].host.contexts)
         if with_host:
             self._link.begin([(slot, layer) for layer in range(self._num_layers) for slot in with_host])
+
+
+def _growing(count: int) -> Iterator[range]:
+    """0 to count in ranges of 1, 4, 16 and so on."""
+    start, length = 0, 1
+    while start < count:
+        yield range(start, min(count, start + length))
+        start, length = start + length, 4 * length
 
 
 def _made_up_decodes(*, device_rows: int = 0, host_rows: int = 0) -> BatchInputs:

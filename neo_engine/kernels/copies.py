@@ -40,6 +40,8 @@ def copy_pieces(
     """
     if source.shape[2:] != target.shape[2:] or source_blocks.shape != target_blocks.shape:
         raise ValueError(f"pieces: {list(source.shape)} and {list(target.shape)} are not of one layout")
+    if not len(source_blocks):
+        return
     if not (source.is_cuda or target.is_cuda):
         reference.copy_pieces(source, target, layers=layers, source_blocks=source_blocks, target_blocks=target_blocks)
         return

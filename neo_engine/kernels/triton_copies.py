@@ -107,20 +107,19 @@ def copy_pieces(
     """See copies.copy_pieces."""
     words = [slab.view(torch.int32) for slab in (source, target)]
     width = words[0][0, 0].numel()
-    if len(source_blocks):
-        _copy_runs[(len(source_blocks), triton.cdiv(width, _ELEMENTS_AT_ONCE))](
-            words[0][:, layers[0]],
-            words[1][:, layers[1]],
-            source_blocks,
-            target_blocks,
-            words[0].stride(0),
-            words[1].stride(0),
-            width,
-            source_blocks,
-            listed=True,
-            elements_at_once=_ELEMENTS_AT_ONCE,
-            num_warps=4,
-        )
+    _copy_runs[(len(source_blocks), triton.cdiv(width, _ELEMENTS_AT_ONCE))](
+        words[0][:, layers[0]],
+        words[1][:, layers[1]],
+        source_blocks,
+        target_blocks,
+        words[0].stride(0),
+        words[1].stride(0),
+        width,
+        source_blocks,
+        listed=True,
+        elements_at_once=_ELEMENTS_AT_ONCE,
+        num_warps=4,
+    )
 
 
 def copy_rows(source: torch.Tensor, target: torch.Tensor, *, count: torch.Tensor) -> None:

@@ -80,3 +80,11 @@ def test_pieces_of_pinned_host_memory_are_read_by_a_gpu(gpu):
         host, device_slab, layers=(3, 0), source_blocks=blocks.to(gpu), target_blocks=torch.arange(30, device=gpu)
     )
     assert torch.equal(device_slab[:, 0].cpu(), host[blocks, 3])
+
+
+def test_no_pieces_are_copied_from_a_slab_of_none(device):
+    """As beside prompts, where the host tier is of no blocks."""
+    none = torch.zeros(0, 8, 2, 4096, dtype=torch.uint8)
+    staging = torch.zeros(0, 2, 2, 4096, dtype=torch.uint8, device=device)
+    blocks = torch.zeros(0, dtype=torch.int64, device=device)
+    copies.copy_pieces(none, staging, layers=(3, 1), source_blocks=blocks, target_blocks=blocks)
