@@ -35,13 +35,13 @@ def profile(output: Path | None, quick: bool, **options: Any) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from neobench.neo_engine.build import build_executor
+    from neobench.neo_engine.build import build_sized
     from neobench.neo_engine.config import ConfigError
     from neobench.neo_engine.cost_model import Profile
     from neobench.neo_engine.profiler import QUICK, THOROUGH, cache_path, measure, profile_key
 
     try:
-        executor = build_executor(config, say=lambda line: click.echo(line, err=True))
+        config, executor = build_sized(config, say=lambda line: click.echo(line, err=True))
     except (ConfigError, ImportError, MemoryError) as error:
         raise click.ClickException(str(error)) from None
     key = profile_key(config, executor)
