@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from neobench.cli.options import engine_options
 def profile(output: Path | None, quick: bool, **options: Any) -> None:
     """Measure this machine's cost tables for a model.
 
-    Linear layers by rows, prompt attention by length, decode attention of both tiers by rows and context, LM head and
-    copies. Thread counts, dtype and block size are part of what is measured: give the ones you will serve with.
+    Linear layers by rows, prompt attention by length, decode attention of both tiers by rows and context, ragged
+    batches, LM head and copies. Thread counts, dtype and block size are part of what is measured: give the ones you
+    will serve with.
 
     \b
     neobench profile --model tiny
@@ -60,4 +62,6 @@ def profile(output: Path | None, quick: bool, **options: Any) -> None:
         Profile(key, tables).save(path)
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
+    ragged = ", ".join(f"{name} x {factor:.2f}" for name, factor in asdict(tables.raggedness).items())
+    click.echo(f"ragged batches: {ragged}", err=True)
     click.echo(f"wrote {path}")
