@@ -15,6 +15,7 @@ from neobench.harness.request import PromptRequest
 FLAGS: Mapping[str, str] = {
     "device": "--device",
     "device_blocks": "--device-blocks",
+    "device_memory_fraction": "--device-memory-fraction",
     "host_memory": "--host-memory",
     "host_kv_dtype": "--host-kv-dtype",
     "dtype": "--dtype",

@@ -20,6 +20,7 @@ from neobench.neo_engine.executor.gpu import GpuExecutor
 from neobench.neo_engine.green_context import RestrictedExecutor, Restriction
 from neobench.neo_engine.kernels.decode_attention import check_device
 from neobench.neo_engine.kv_cache.layout import HEAD_DIMS
+from neobench.neo_engine.kv_sizing import explained_shortage, sized
 from neobench.neo_engine.model.weights import build_model
 from neobench.neo_engine.profiler import load_or_measure
 from neobench.neo_engine.scheduler.policy import OFFLOADING
@@ -48,32 +49,40 @@ def check_gpu(config: EngineConfig) -> None:
         raise ConfigError("device is 'cuda', but torch finds no NVIDIA GPU here; leave --device out to run on the CPU")
     check_device(torch.cuda.get_device_capability(), getattr(torch, config.dtype))
     weights = config.shape.num_parameters * DTYPE_BYTES[config.dtype]
-    kv = config.device_blocks * config.block_bytes(config.device_layout)
+    is_sized = config.device_memory_fraction is None
+    kv = config.device_blocks * config.block_bytes(config.device_layout) if is_sized else 0
     free, _ = torch.cuda.mem_get_info()
     if weights + kv > free:
         raise ConfigError(
             f"{config.model} needs {weights / 2**30:.1f} GiB for weights in {config.dtype} and {kv / 2**30:.1f} GiB "
             f"for KV, but {free / 2**30:.1f} GiB of the GPU's memory are free: choose a "
-            "smaller --device-blocks or model"
+            f"smaller {'--device-blocks' if is_sized else '--dtype'} or model"
         )
 
 
 def build_executor(config: EngineConfig, say: Say = _logger.info) -> Executor:
-    """Restricted to a part of the GPU where the config says so.
+    """`build_sized` for a config that says how many blocks the device has. Raises ConfigError for others too."""
+    if config.device_memory_fraction is not None:
+        raise ConfigError("device_memory_fraction is set, so that device_blocks are yet to be found: use build_sized")
+    return build_sized(config, say)[1]
 
-    Raises ConfigError for a checkpoint that cannot be loaded, or that does not fit into memory with its KV, and for a
-    device that is not there.
+
+def build_sized(config: EngineConfig, say: Say = _logger.info) -> tuple[EngineConfig, Executor]:
+    """An executor, and the config with the number of blocks that its device has.
+
+    Restricted to a part of the GPU where the config says so. Raises ConfigError for a checkpoint that cannot be
+    loaded, or that does not fit into memory with its KV, and for a device that is not there.
     """
     restriction = Restriction.of(config)
     if restriction is not None:
         facts = restriction.measure()
         say(f"{facts['sms']} SMs: copies at {facts['copy_gbps']} GB/s, fp16 at {facts['fp16_tflops']} TFLOP/s")
-    with restriction or nullcontext():
-        executor = _build_unrestricted(config, say)
-    return executor if restriction is None else RestrictedExecutor(executor, restriction)
+    with restriction or nullcontext(), explained_shortage(config):
+        config, executor = _build_unrestricted(config, say)
+    return config, executor if restriction is None else RestrictedExecutor(executor, restriction)
 
 
-def _build_unrestricted(config: EngineConfig, say: Say) -> Executor:
+def _build_unrestricted(config: EngineConfig, say: Say) -> tuple[EngineConfig, Executor]:
     if config.shape.head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ConfigError(f"{config.model} has a head_dim of {config.shape.head_dim}; host attention knows {known}")
@@ -87,17 +96,20 @@ def _build_unrestricted(config: EngineConfig, say: Say) -> Executor:
     say(f"loading {config.model}: {config.shape.num_parameters / 1e6:,.0f} M parameters in {config.dtype}")
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     model = build_model(config, device=device, progress=partial(_every_tenth(say, "loading"), "weights"))
+    if config.device_memory_fraction is not None:
+        config = sized(config, lambda trial: GpuExecutor(trial, model, _logger.debug), say)
     device_tokens, host_tokens = (blocks * config.block_size for blocks in (config.device_blocks, config.host_blocks))
     host_dtype = "" if config.host_kv_dtype == "same" else f" in {config.host_kv_dtype}"
     say(f"KV cache: {device_tokens:,} tokens in the device tier, {host_tokens:,} in the host tier{host_dtype}")
-    return GpuExecutor(config, model, say) if on_gpu else CpuExecutor(config, model)
+    return config, GpuExecutor(config, model, say) if on_gpu else CpuExecutor(config, model)
 
 
 def build_engine(config: EngineConfig, say: Say = _logger.info) -> NeoEngine:
     """An engine that is ready to serve. Raises ConfigError or ProfileError with the fix."""
-    executor = build_executor(config, say)
-    profile = load_or_measure(config, executor, progress=_every_tenth(say, "profiling"))
-    executor.warm_up(offloads=config.policy in OFFLOADING)
+    config, executor = build_sized(config, say)
+    with explained_shortage(config):
+        profile = load_or_measure(config, executor, progress=_every_tenth(say, "profiling"))
+        executor.warm_up(offloads=config.policy in OFFLOADING)
     # What is there now stays; to look through it again and again would stop a step for a tenth of a second.
     gc.collect()
     gc.freeze()

@@ -17,6 +17,8 @@ HostKvDType = Literal["same", "int8"]
 Device = Literal["cpu", "cuda"]
 SM_GRAIN = 8
 """SMs of a green context come in multiples of this on Hopper GPUs."""
+USABLE_MEMORY_FRACTION = 0.9
+"""Of a GPU's memory for weights, activations and KV, the rest for graphs and what nobody foresees: vLLM's default."""
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -245,6 +247,9 @@ class EngineConfig:
     """The card that a restricted GPU stands for, a label: `emulation.emulated_settings` fills in the rest."""
     sms: int | None = None
     """SMs of the GPU that the engine may use; None: all."""
+    device_memory_fraction: float | None = None
+    """Where set, `device_blocks` means nothing yet: `kv_sizing.sized` finds them, so that with weights and the worst
+    step this share of the GPU's memory is in use, and gives a config without it."""
     shape: ModelShape = field(init=False)
 
     def __post_init__(self) -> None:
@@ -263,6 +268,8 @@ class EngineConfig:
             self._check_sms(self.sms)
         elif self.emulate is not None:
             raise ConfigError(f"emulate is {self.emulate!r} but sms is not set: use emulation.emulated_settings")
+        if self.device_memory_fraction is not None:
+            self._check_memory_fraction(self.device_memory_fraction)
         if self.max_model_tokens is not None and not 2 <= self.max_model_tokens <= shape.max_position:
             raise ConfigError(
                 f"max_model_tokens must be between 2 and {shape.max_position} for {shape.name}, "
@@ -274,6 +281,12 @@ class EngineConfig:
             raise ConfigError(f"sms restricts a CUDA device, but device is {self.device!r}")
         if sms < SM_GRAIN or sms % SM_GRAIN:
             raise ConfigError(f"sms must be a positive multiple of {SM_GRAIN}, not {sms}")
+
+    def _check_memory_fraction(self, fraction: float) -> None:
+        if self.device != "cuda":
+            raise ConfigError(f"device_memory_fraction is of a GPU's memory, but device is {self.device!r}")
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"device_memory_fraction must be above 0 and at most 1, not {fraction}")
 
     @property
     def device_layout(self) -> KvLayout:
@@ -298,13 +311,19 @@ class EngineConfig:
 
     @property
     def max_request_tokens(self) -> int:
-        """Longest prompt plus output that one request may have: bounded by the model and the larger KV tier in use."""
+        """Longest prompt plus output that one request may have: bounded by the model and the larger KV tier in use.
+
+        A device tier whose size is not known yet bounds nothing.
+        """
+        most = self.max_model_tokens or self.shape.max_position
         blocks = max(self.device_blocks, self.host_blocks)
-        if self.policy in ("gpu_only", "chunked_prefill"):
-            blocks = self.device_blocks
-        elif self.policy == "full_offload":
+        if self.policy == "full_offload":
             blocks = self.host_blocks
-        return min(self.max_model_tokens or self.shape.max_position, blocks * self.block_size)
+        elif self.device_memory_fraction is not None:
+            return most
+        elif self.policy in ("gpu_only", "chunked_prefill"):
+            blocks = self.device_blocks
+        return min(most, blocks * self.block_size)
 
     def blocks_for(self, num_tokens: int) -> int:
         return math.ceil(num_tokens / self.block_size)

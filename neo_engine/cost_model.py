@@ -18,7 +18,9 @@ from typing import Any
 from neobench.neo_engine.batch import Mode, Prefill, StageTimes, SubBatch
 from neobench.neo_engine.correction import UNCORRECTED, Correction
 
-PROFILE_SCHEMA = "neobench/profile/v1"
+PROFILE_SCHEMA = "neobench/profile/v2"
+MEASURED_SPREAD = 0.75
+"""Of ragged rows as they are measured the longest context is so much of the mean above it, the shortest below."""
 
 
 class ProfileError(ValueError):
@@ -94,6 +96,17 @@ def _interpolate(sizes: Sequence[int], times_ns: Sequence[float], size: float) -
 
 
 @dataclass(frozen=True)
+class Raggedness:
+    """Factors on the tables, which are of equal rows and single prompts; 1.0 where that makes no difference."""
+
+    device_decode: float = 1.0
+    """Of rows whose longest context exceeds their mean by MEASURED_SPREAD, over equal ones of the same sum."""
+    host_decode: float = 1.0
+    several_prompts: float = 1.0
+    """Attention of several unequal prompts in one iteration, over the sum of each by itself."""
+
+
+@dataclass(frozen=True)
 class CostTables:
     """What `neobench profile` measures. Attention and linear times are of one layer, the others of one step."""
 
@@ -112,6 +125,7 @@ class CostTables:
     """Once a step: building its inputs, embedding."""
     sub_batch_fixed_ns: float
     """Once more when there are two sub-batches."""
+    raggedness: Raggedness = Raggedness()
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> CostTables:
@@ -126,12 +140,21 @@ class CostTables:
                 move=_curve(raw["move"]),
                 step_fixed_ns=float(raw["step_fixed_ns"]),
                 sub_batch_fixed_ns=float(raw["sub_batch_fixed_ns"]),
+                raggedness=Raggedness(**raw["raggedness"]),
             )
         except (KeyError, TypeError) as error:
             raise ProfileError(f"cost tables are incomplete or malformed: {error!r}") from None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _ragged(factor: float, rows: int, total_context: int, longest: int) -> float:
+    """The measured factor in proportion to the spread, no more than measured: beyond that it is not known."""
+    if not total_context:
+        return 1.0
+    spread = longest * rows / total_context - 1.0
+    return 1.0 + (factor - 1.0) * min(max(spread / MEASURED_SPREAD, 0.0), 1.0)
 
 
 def _curve(raw: dict[str, Any]) -> Curve:
@@ -169,25 +192,32 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class BatchLoad:
-    """What a sub-batch costs depends on these sums alone."""
+    """What a sub-batch costs depends on these sums alone, and on the longest contexts; 0: all are equal."""
 
     rows: int = 0
     requests: int = 0
+    prefills: int = 0
     prefill_attention_ns: float = 0.0
+    """Of each prompt by itself."""
     device_rows: int = 0
     device_context: int = 0
+    device_longest: int = 0
     host_rows: int = 0
     host_context: int = 0
+    host_longest: int = 0
 
     def plus_host_decode(self, context_tokens: int) -> BatchLoad:
         return BatchLoad(
             rows=self.rows + 1,
             requests=self.requests + 1,
+            prefills=self.prefills,
             prefill_attention_ns=self.prefill_attention_ns,
             device_rows=self.device_rows,
             device_context=self.device_context,
+            device_longest=self.device_longest,
             host_rows=self.host_rows + 1,
             host_context=self.host_context + context_tokens,
+            host_longest=max(self.host_longest, context_tokens),
         )
 
 
@@ -207,11 +237,14 @@ class CostModel:
         return BatchLoad(
             rows=batch.num_rows,
             requests=batch.num_requests,
+            prefills=len(batch.prefills),
             prefill_attention_ns=sum(map(self.prefill_attention_per_layer, batch.prefills)),
             device_rows=len(batch.device_decodes),
             device_context=sum(row.context_tokens for row in batch.device_decodes),
+            device_longest=max((row.context_tokens for row in batch.device_decodes), default=0),
             host_rows=len(batch.host_decodes),
             host_context=sum(row.context_tokens for row in batch.host_decodes),
+            host_longest=max((row.context_tokens for row in batch.host_decodes), default=0),
         )
 
     def prefill_attention_per_layer(self, prefill: Prefill) -> float:
@@ -226,12 +259,20 @@ class CostModel:
     def linear_per_layer(self, load: BatchLoad) -> float:
         return self.correction.linear * self.tables.linear(load.rows)
 
+    def prefill_attentions_per_layer(self, load: BatchLoad) -> float:
+        return load.prefill_attention_ns * (self.tables.raggedness.several_prompts if load.prefills > 1 else 1.0)
+
     def device_attention_per_layer(self, load: BatchLoad) -> float:
         decodes = self.tables.device_decode(load.device_rows, load.device_context)
-        return load.prefill_attention_ns + self.correction.device_attention * decodes
+        decodes *= _ragged(
+            self.tables.raggedness.device_decode, load.device_rows, load.device_context, load.device_longest
+        )
+        return self.prefill_attentions_per_layer(load) + self.correction.device_attention * decodes
 
     def host_attention_per_layer(self, load: BatchLoad) -> float:
-        return self.correction.host_attention * self.tables.host_decode(load.host_rows, load.host_context)
+        decodes = self.tables.host_decode(load.host_rows, load.host_context)
+        decodes *= _ragged(self.tables.raggedness.host_decode, load.host_rows, load.host_context, load.host_longest)
+        return self.correction.host_attention * decodes
 
     def hides_host_attention(self, load0: BatchLoad, load1: BatchLoad) -> tuple[float, float]:
         """Slack of the paper's two conditions, ca0 <= l1 + ga0 and ca1 <= l0; negative where one does not hold."""
@@ -244,7 +285,7 @@ class CostModel:
     def predict(self, mode: Mode, loads: Sequence[BatchLoad], moved_blocks: int = 0) -> StageTimes:
         """Stage times of a whole iteration."""
         linear = sum(map(self.linear_per_layer, loads))
-        prefill = sum(load.prefill_attention_ns for load in loads)
+        prefill = sum(map(self.prefill_attentions_per_layer, loads))
         device = sum(map(self.device_attention_per_layer, loads)) - prefill
         host = sum(map(self.host_attention_per_layer, loads))
         if mode is Mode.ASYMMETRIC:

@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig
-
-USABLE_MEMORY_FRACTION = 0.9
-"""Of a card's memory for weights and KV, the rest for activations: vLLM's default gpu_memory_utilization."""
+from neobench.neo_engine.config import DTYPE_BYTES, USABLE_MEMORY_FRACTION, ConfigError, EngineConfig
 
 
 @dataclass(frozen=True)

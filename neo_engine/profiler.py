@@ -17,7 +17,15 @@ from typing import Any
 
 from neobench.neo_engine.batch import Mode, StageTimes
 from neobench.neo_engine.config import EngineConfig
-from neobench.neo_engine.cost_model import CostTables, Curve, Profile, ProfileError, Surface
+from neobench.neo_engine.cost_model import (
+    MEASURED_SPREAD,
+    CostTables,
+    Curve,
+    Profile,
+    ProfileError,
+    Raggedness,
+    Surface,
+)
 from neobench.neo_engine.executor.base import Executor, SampleRow
 from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput, PrefillInput
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
@@ -158,6 +166,7 @@ class _Measurement:
             move=self._moves(),
             step_fixed_ns=step_fixed_ns,
             sub_batch_fixed_ns=max(0.0, self._two_batches_fixed_ns() - step_fixed_ns),
+            raggedness=self._raggedness(),
         )
 
     def _warm_up(self) -> None:
@@ -212,7 +221,7 @@ class _Measurement:
         """Of as many decodes where there may be so many: few rows are decodes, which a GPU replays as a graph."""
         if self._config.device != "cuda" or rows > self._config.max_batch_rows:
             return prompts.linear_ns
-        return self._run(Mode.GPU_ONLY, [self._decode_inputs(Tier.DEVICE, rows, 16)]).linear_ns
+        return self._run(Mode.GPU_ONLY, [self._decode_inputs(Tier.DEVICE, [16] * rows)]).linear_ns
 
     def _decodes(self, tier: Tier) -> tuple[Surface, Curve]:
         """Decode attention of one tier by rows and context, and the LM head by rows."""
@@ -222,7 +231,6 @@ class _Measurement:
         contexts = contexts or [config.max_request_tokens - 1]
         lines: list[tuple[float, ...]] = []
         head: dict[int, float] = {}
-        mode = Mode.GPU_ONLY if tier is Tier.DEVICE else Mode.SERIAL
         if tier is Tier.HOST and not config.host_blocks:
             return Surface((1,), (1,), ((0.0,),)), Curve((1,), (0.0,))
         for index, rows in enumerate(all_rows):
@@ -231,14 +239,52 @@ class _Measurement:
                 self._progress(
                     f"{tier.value} decode attention", index * len(contexts) + len(line), len(all_rows) * len(contexts)
                 )
-                times = self._run(mode, [self._decode_inputs(tier, rows, context)])
-                # Nothing hides the host here, so the wait is the way there and back as well.
-                host_ns = max(times.host_decode_ns, times.host_wait_ns)
-                line.append((times.device_decode_ns + host_ns) / self._layers)
+                attention_ns, times = self._decode(tier, [context] * rows)
+                line.append(attention_ns / self._layers)
                 head[rows] = min(head.get(rows, times.head_ns), times.head_ns)
             lines.append(capped_by_larger(line))
         columns = [capped_by_larger(column) for column in zip(*lines, strict=True)]
         return Surface(tuple(all_rows), tuple(contexts), tuple(zip(*columns, strict=True))), _curve(head)
+
+    def _decode(self, tier: Tier, contexts: Sequence[int]) -> tuple[int, StageTimes]:
+        """Nanoseconds of attention in all layers, with all stages' times."""
+        mode = Mode.GPU_ONLY if tier is Tier.DEVICE else Mode.SERIAL
+        times = self._run(mode, [self._decode_inputs(tier, contexts)])
+        # Nothing hides the host here, so the wait is the way there and back as well.
+        return times.device_decode_ns + max(times.host_decode_ns, times.host_wait_ns), times
+
+    def _raggedness(self) -> Raggedness:
+        self._progress("ragged batches", 0, 1)
+        return Raggedness(
+            device_decode=self._ragged_decodes(Tier.DEVICE),
+            host_decode=self._ragged_decodes(Tier.HOST) if self._config.host_blocks else 1.0,
+            several_prompts=self._several_prompts(),
+        )
+
+    def _ragged_decodes(self, tier: Tier) -> float:
+        """At least 1.0: unequal rows are never less work, and less is noise."""
+        longest = (self._config.max_request_tokens - 1) / (1 + MEASURED_SPREAD)
+        contexts = [context for context in self._effort.decode_contexts if context <= longest]
+        all_rows = [rows for rows in self._effort.decode_rows if 1 < rows <= self._config.max_batch_rows]
+        if not contexts or not all_rows:
+            return 1.0
+        mean = contexts[len(contexts) // 2]
+        ratios = []
+        for rows in (all_rows[len(all_rows) // 3], all_rows[2 * len(all_rows) // 3]):
+            even_ns, _ = self._decode(tier, [mean] * rows)
+            ragged_ns, _ = self._decode(tier, spread_lengths(mean, rows))
+            ratios.append(ragged_ns / max(even_ns, 1))
+        return max(1.0, statistics.median(ratios))
+
+    def _several_prompts(self) -> float:
+        longest = int((self._config.max_request_tokens - 1) / (1 + MEASURED_SPREAD))
+        ratios = []
+        for tokens in (EngineConfig.max_batch_tokens // 2, EngineConfig.max_batch_tokens):
+            lengths = spread_lengths(max(1, min(tokens // 4, longest)), 4)
+            together_ns = self._run(Mode.GPU_ONLY, [self._prompt_inputs(lengths)]).prefill_attention_ns
+            alone = [self._run(Mode.GPU_ONLY, [self._prompt_inputs([length])]) for length in lengths]
+            ratios.append(together_ns / max(1, sum(times.prefill_attention_ns for times in alone)))
+        return statistics.median(ratios)
 
     def _moves(self) -> Curve:
         """Copies from the device to the host by blocks."""
@@ -257,7 +303,7 @@ class _Measurement:
             return 0
         times = self._run(
             Mode.ASYMMETRIC,
-            [self._decode_inputs(Tier.DEVICE, 1, 16), self._decode_inputs(Tier.HOST, 1, 16)],
+            [self._decode_inputs(Tier.DEVICE, [16]), self._decode_inputs(Tier.HOST, [16])],
         )
         return _unaccounted_ns(times)
 
@@ -273,13 +319,15 @@ class _Measurement:
             host=DecodeInput((), ()),
         )
 
-    def _decode_inputs(self, tier: Tier, rows: int, context: int) -> BatchInputs:
-        count = self._config.blocks_for(context)
-        decodes = DecodeInput(tuple(self._blocks(tier, row * count, count) for row in range(rows)), (context,) * rows)
+    def _decode_inputs(self, tier: Tier, contexts: Sequence[int]) -> BatchInputs:
+        counts = [self._config.blocks_for(context) for context in contexts]
+        starts = itertools.accumulate(counts, initial=0)
+        tables = tuple(self._blocks(tier, start, count) for start, count in zip(starts, counts, strict=False))
+        decodes = DecodeInput(tables, tuple(contexts))
         none = DecodeInput((), ())
         return BatchInputs(
-            token_ids=[1] * rows,
-            positions=[context - 1] * rows,
+            token_ids=[1] * len(contexts),
+            positions=[context - 1 for context in contexts],
             prefills=(),
             device=decodes if tier is Tier.DEVICE else none,
             host=decodes if tier is Tier.HOST else none,
@@ -295,6 +343,16 @@ def _unaccounted_ns(times: StageTimes) -> int:
     """What no stage covers: building tensors, embedding."""
     stages = times.linear_ns + times.prefill_attention_ns + times.device_decode_ns + times.host_wait_ns
     return max(0, times.total_ns - stages - times.head_ns - times.moves_ns)
+
+
+def spread_lengths(mean: int, count: int) -> list[int]:
+    """`count` lengths of this mean, spread evenly by MEASURED_SPREAD of it to either side, short and long in turn."""
+    pairs = count // 2
+    lengths = []
+    for pair in range(pairs):
+        below = int(mean * MEASURED_SPREAD * (1 - 2 * pair / max(1, count - 1)))
+        lengths += [mean - below, mean + below]
+    return lengths + [mean] * (count % 2)
 
 
 def capped_by_larger(times_ns: Sequence[float]) -> tuple[float, ...]:

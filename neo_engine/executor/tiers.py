@@ -17,6 +17,9 @@ from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.neo_engine.request import Tier
 
+_CONVERTED_BLOCKS = 16
+"""At a time: a long request as a whole would take, for a moment, a few times its size of the device's memory."""
+
 
 @dataclass(frozen=True)
 class Tiers:
@@ -40,13 +43,19 @@ class Tiers:
         if self._same:
             source, target = (self.device, self.host) if to_host else (self.host, self.device)
             _copy_blocks(source, move.source_blocks, target, move.target_blocks)
-        elif to_host:
-            pieces = self._for_host(self.device[torch.tensor(move.source_blocks, device=self.device.device)])
-            _copy_blocks(pieces, range(len(pieces)), self.host, move.target_blocks)
+            return
+        for first in range(0, len(move.source_blocks), _CONVERTED_BLOCKS):
+            blocks = slice(first, first + _CONVERTED_BLOCKS)
+            self._convert(move.source_blocks[blocks], move.target_blocks[blocks], to_host=to_host)
+
+    def _convert(self, source_blocks: Sequence[int], target_blocks: Sequence[int], *, to_host: bool) -> None:
+        if to_host:
+            pieces = self._for_host(self.device[torch.tensor(source_blocks, device=self.device.device)])
+            _copy_blocks(pieces, range(len(pieces)), self.host, target_blocks)
         else:
-            pieces = self.device.new_empty(len(move.source_blocks), *self.host.shape[1:])
-            _copy_blocks(self.host, move.source_blocks, pieces, range(len(pieces)))
-            self.device[torch.tensor(move.target_blocks, device=self.device.device)] = self._for_device(pieces)
+            pieces = self.device.new_empty(len(source_blocks), *self.host.shape[1:])
+            _copy_blocks(self.host, source_blocks, pieces, range(len(pieces)))
+            self.device[torch.tensor(target_blocks, device=self.device.device)] = self._for_device(pieces)
 
     def bring(self, layer: int, host_blocks: Tensor, staging: Tensor, at: int, staged_blocks: Tensor) -> None:
         """One layer of some blocks from the host into layer `at` of a slab of the device's layout."""

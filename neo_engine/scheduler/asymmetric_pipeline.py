@@ -290,5 +290,6 @@ def _without_prefill(load: BatchLoad, prefill: Prefill, costs: CostModel) -> Bat
         load,
         rows=load.rows - prefill.num_tokens,
         requests=load.requests - prefill.ends_prompt,
+        prefills=load.prefills - 1,
         prefill_attention_ns=max(0.0, load.prefill_attention_ns - costs.prefill_attention_per_layer(prefill)),
     )

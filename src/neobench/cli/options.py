@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from neobench.neo_engine.config import SM_GRAIN, Device, EngineConfig, HostKvDType
+from neobench.neo_engine.config import SM_GRAIN, USABLE_MEMORY_FRACTION, Device, EngineConfig, HostKvDType
 from neobench.neo_engine.emulation import CARDS
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -68,8 +68,14 @@ _ENGINE_OPTIONS = (
     click.option(
         "--device-blocks",
         type=click.IntRange(1),
-        show_default=str(EngineConfig.device_blocks),
+        show_default=f"{EngineConfig.device_blocks}; on a GPU what fits",
         help="KV blocks of the device tier.",
+    ),
+    click.option(
+        "--device-memory-fraction",
+        type=click.FloatRange(0, 1, min_open=True),
+        show_default=f"{USABLE_MEMORY_FRACTION:g} on a GPU",
+        help="Of the GPU's memory: KV gets what weights and the largest step, tried at start, leave of it.",
     ),
     click.option(
         "--host-memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from neobench.cli.options import engine_options
 def profile(output: Path | None, quick: bool, **options: Any) -> None:
     """Measure this machine's cost tables for a model.
 
-    Linear layers by rows, prompt attention by length, decode attention of both tiers by rows and context, LM head and
-    copies. Thread counts, dtype and block size are part of what is measured: give the ones you will serve with.
+    Linear layers by rows, prompt attention by length, decode attention of both tiers by rows and context, ragged
+    batches, LM head and copies. Thread counts, dtype and block size are part of what is measured: give the ones you
+    will serve with.
 
     \b
     neobench profile --model tiny
@@ -35,13 +37,13 @@ def profile(output: Path | None, quick: bool, **options: Any) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from neobench.neo_engine.build import build_executor
+    from neobench.neo_engine.build import build_sized
     from neobench.neo_engine.config import ConfigError
     from neobench.neo_engine.cost_model import Profile
     from neobench.neo_engine.profiler import QUICK, THOROUGH, cache_path, measure, profile_key
 
     try:
-        executor = build_executor(config, say=lambda line: click.echo(line, err=True))
+        config, executor = build_sized(config, say=lambda line: click.echo(line, err=True))
     except (ConfigError, ImportError, MemoryError) as error:
         raise click.ClickException(str(error)) from None
     key = profile_key(config, executor)
@@ -60,4 +62,6 @@ def profile(output: Path | None, quick: bool, **options: Any) -> None:
         Profile(key, tables).save(path)
     except OSError as error:
         raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
+    ragged = ", ".join(f"{name} x {factor:.2f}" for name, factor in asdict(tables.raggedness).items())
+    click.echo(f"ragged batches: {ragged}", err=True)
     click.echo(f"wrote {path}")

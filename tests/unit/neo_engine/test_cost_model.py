@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neobench.neo_engine.batch import DecodeRow, Mode, Prefill, SubBatch
-from neobench.neo_engine.cost_model import BatchLoad, CostModel, Curve, Profile, ProfileError, Surface
+from neobench.neo_engine.cost_model import (
+    MEASURED_SPREAD,
+    BatchLoad,
+    CostModel,
+    Curve,
+    Profile,
+    ProfileError,
+    Raggedness,
+    Surface,
+)
 from neobench.neo_engine.request import Tier
 
 
@@ -84,12 +94,43 @@ def test_slack_is_the_paper_s_two_conditions(costs: CostModel) -> None:
     assert slack1 == pytest.approx(tables.linear(10) - tables.host_decode(5, 5000))
 
 
+def test_ragged_rows_cost_their_factor_in_proportion_and_no_more_than_measured(costs: CostModel) -> None:
+    tables = replace(costs.tables, raggedness=Raggedness(device_decode=1.2, host_decode=1.4))
+    ragged = CostModel(tables, costs.num_layers)
+    for contexts, part in (((1000, 1000), 0.0), ((700, 1300), 0.3 / MEASURED_SPREAD), ((100, 1900), 1.0)):
+        rows = tuple(DecodeRow(i, context) for i, context in enumerate(contexts))
+        device, host = (ragged.load(batch) for batch in (SubBatch(device_decodes=rows), SubBatch(host_decodes=rows)))
+        expected = (1 + 0.2 * part) * tables.device_decode(2, 2000)
+        assert ragged.device_attention_per_layer(device) == pytest.approx(expected)
+        expected = (1 + 0.4 * part) * tables.host_decode(2, 2000)
+        assert ragged.host_attention_per_layer(host) == pytest.approx(expected)
+        assert BatchLoad().plus_host_decode(contexts[1]).plus_host_decode(contexts[0]) == host
+    unknown = BatchLoad(host_rows=2, host_context=2000)
+    assert ragged.host_attention_per_layer(unknown) == tables.host_decode(2, 2000)
+    assert ragged.host_attention_per_layer(BatchLoad()) == 0.0
+
+
+def test_several_prompts_cost_their_factor_and_one_does_not(costs: CostModel) -> None:
+    model = CostModel(replace(costs.tables, raggedness=Raggedness(several_prompts=0.8)), costs.num_layers)
+    prompts = (Prefill(0, 300, Tier.DEVICE), Prefill(1, 40, Tier.HOST))
+    curve = costs.tables.prefill_attention
+    for batch, expected in ((prompts, 0.8 * (curve(300) + curve(40))), (prompts[:1], curve(300))):
+        load = model.load(SubBatch(batch, device_decodes=(DecodeRow(2, 500),)))
+        decode = costs.tables.device_decode(1, 500)
+        assert model.device_attention_per_layer(load) == pytest.approx(expected + decode)
+        predicted = model.predict(Mode.GPU_ONLY, [load])
+        assert predicted.prefill_attention_ns == pytest.approx(costs.num_layers * expected, abs=1)
+        assert predicted.device_decode_ns == pytest.approx(costs.num_layers * decode, abs=1)
+
+
 def test_profile_survives_the_disk_and_bad_files_name_the_fix(costs: CostModel, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "profile.json"
-    profile = Profile({"cpu": "made up"}, costs.tables)
+    profile = Profile({"cpu": "made up"}, replace(costs.tables, raggedness=Raggedness(1.1, 1.2, 0.9)))
     profile.save(path)
     assert Profile.load(path) == profile
-    for bad in ("", "[]", "{}", '{"schema": "neobench/profile/v1", "key": {}, "tables": {"linear": {}}}'):
+    before_raggedness = path.read_text().replace("profile/v2", "profile/v1")
+    incomplete = '{"schema": "neobench/profile/v2", "key": {}, "tables": {"linear": {}}}'
+    for bad in ("", "[]", "{}", incomplete, before_raggedness):
         path.write_text(bad)
         with pytest.raises(ProfileError, match="neobench profile"):
             Profile.load(path)

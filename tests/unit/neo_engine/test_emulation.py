@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from neobench.neo_engine.batch import Mode, StageTimes
-from neobench.neo_engine.config import ConfigError, EngineConfig
+from neobench.neo_engine.config import USABLE_MEMORY_FRACTION, ConfigError, EngineConfig
 from neobench.neo_engine.emulation import (
     CARDS,
-    USABLE_MEMORY_FRACTION,
     emulated_settings,
     kv_blocks_left,
     resolve_card,

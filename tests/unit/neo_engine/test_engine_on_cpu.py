@@ -15,13 +15,12 @@ torch = pytest.importorskip("torch")
 from neobench.neo_engine.batch import Mode, Prefill, StepPlan, SubBatch  # noqa: E402
 from neobench.neo_engine.build import build_executor, check_memory  # noqa: E402
 from neobench.neo_engine.config import ConfigError, EngineConfig  # noqa: E402
-from neobench.neo_engine.cost_model import CostModel, CostTables, Profile, ProfileError  # noqa: E402
+from neobench.neo_engine.cost_model import CostModel, CostTables  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.executor.base import Executor  # noqa: E402
 from neobench.neo_engine.executor.gpu import GpuExecutor  # noqa: E402
 from neobench.neo_engine.model.fused_layers import FusedLayers  # noqa: E402
 from neobench.neo_engine.model.weights import build_model  # noqa: E402
-from neobench.neo_engine.profiler import QUICK, cache_path, capped_by_larger, load_or_measure, measure, profile_key  # noqa: E402
 from neobench.neo_engine.request import SamplingParams, Tier  # noqa: E402
 
 Requests = list[tuple[list[int], SamplingParams]]
@@ -314,59 +313,6 @@ def test_an_error_in_mid_step_leaves_the_gpu_executor_usable(card: CostTables, m
         assert engine.stats()["finished_requests"] == 4
     finally:
         engine.close()
-
-
-@pytest.mark.parametrize("host_blocks", [0, 40])
-def test_the_gpu_executor_is_profiled_beyond_its_budget(host_blocks: int) -> None:
-    config = EngineConfig(device_blocks=30, host_threads=1, max_batch_tokens=32, max_batch_rows=16)
-    config = replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
-    executor = gpu_code_on_the_cpu(config)
-    try:
-        tables = measure(config, executor, replace(QUICK, repeats=1))
-    finally:
-        executor.close()
-    assert tables.linear.sizes[-1] == 1024, "longer than the budget and than any one request"
-    assert tables.linear(64) > 0
-    assert tables.device_decode(4, 400) > 0
-    assert (tables.host_decode(4, 400) > 0) is (host_blocks > 0)
-
-
-def test_profile_is_measured_once_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = EngineConfig(device_blocks=64, device_threads=1, host_threads=1, max_batch_tokens=256)
-    executor = build_executor(config)
-    try:
-        first = load_or_measure(config, executor)
-        assert cache_path(first.key).is_file()
-        assert load_or_measure(config, executor) == first, "the kept profile is used, not measured again"
-        for curve in (first.tables.linear, first.tables.prefill_attention, first.tables.head, first.tables.move):
-            assert 0 < curve.times_ns[0] <= curve.times_ns[-1]
-        assert first.tables.host_decode(64, 64 * 256) > first.tables.host_decode(1, 16) > 0
-
-        other = tmp_path / "other.json"
-        Profile({**first.key, "dtype": "bfloat16", "cpu": "another"}, first.tables).save(other)
-        with pytest.raises(ProfileError, match="another cpu, dtype"):
-            load_or_measure(replace(config, profile_path=other), executor)
-        assert profile_key(config, executor) != profile_key(replace(config, dtype="bfloat16"), executor)
-        assert first.key["device"] == executor.describe()["device"], "tables of one GPU are not another's"
-    finally:
-        executor.close()
-
-
-def test_an_outlier_of_a_small_size_does_not_lift_the_larger_ones() -> None:
-    assert capped_by_larger([9.0, 2.0, 3.0, 8.0, 7.0]) == (2.0, 2.0, 3.0, 7.0, 7.0)
-
-
-def test_a_point_that_is_too_slow_ends_its_series() -> None:
-    config = EngineConfig(device_blocks=64, device_threads=1, host_threads=1)
-    executor = build_executor(config)
-    try:
-        hasty = replace(QUICK, max_point_seconds=1e-6)
-        tables = measure(config, executor, hasty)
-        assert tables.linear.sizes == (QUICK.row_sizes[0],)
-        assert tables.linear(2048) >= tables.linear(1)
-    finally:
-        executor.close()
 
 
 def test_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:

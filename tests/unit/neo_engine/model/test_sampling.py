@@ -108,16 +108,17 @@ def test_greedy_rows_ignore_the_draw_and_tiny_temperatures_are_greedy() -> None:
 
 
 def test_a_seeded_token_depends_on_nothing_but_seed_and_position() -> None:
-    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
+    """In a batch of more rows than are sorted at once."""
+    logits = torch.randn(400, 300, generator=torch.Generator().manual_seed(1))
     variants = [SamplingParams(), SamplingParams(top_k=20), SamplingParams(temperature=0), SamplingParams(top_p=0.5)]
-    params = [variants[row % 4] for row in range(40)]
-    seeds, positions = [row * 7 for row in range(40)], [row % 11 for row in range(40)]
+    params = [variants[row % 4] for row in range(400)]
+    seeds, positions = [row * 7 for row in range(400)], [row % 11 for row in range(400)]
     together = sample_rows(logits, params, seeds=seeds, positions=positions)
     alone = [
         sample_rows(logits[row : row + 1], [params[row]], seeds=[seeds[row]], positions=[positions[row]])[0]
-        for row in range(40)
+        for row in range(400)
     ]
-    order = list(range(39, -1, -1))
+    order = list(range(399, -1, -1))
     reversed_batch = sample_rows(
         logits[order],
         [params[row] for row in order],
