@@ -41,6 +41,8 @@ class Result:
     metrics: dict[str, float]
     facts: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
+    again: list[dict[str, Any]] = field(default_factory=list)
+    """{"metrics", "raw"} of each further measurement in the same process."""
     rest: Callable[[], None] | None = None
     """Adds to the result once what is in it is safe: nothing that befalls the child meanwhile loses that."""
 
@@ -69,5 +71,6 @@ def child_main(measure: Callable[[dict[str, Any]], Result]) -> None:
 def _write(result: Result, path: Path) -> None:
     """Atomically: the child may be killed while it writes."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps({"metrics": result.metrics, "facts": result.facts, "raw": result.raw}))
+    parts = ("metrics", "facts", "raw", "again")
+    unfinished.write_text(json.dumps({part: getattr(result, part) for part in parts}))
     unfinished.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from neobench.neo_engine.config import DTYPE_BYTES, EngineConfig, ModelShape
 from neobench.neo_engine.cost_model import Profile
 from neobench.neo_engine.device_limits import copy_bytes_per_s
 from neobench.neo_engine.emulation import emulated_settings
-from neobench.neo_engine.engine import NeoEngine
 from neobench.neo_engine.profiler import THOROUGH, cache_path, measure, profile_key
 from neobench.pacpu.bench import Bench
 from neobench.pacpu.machine import l3_bytes
@@ -26,13 +25,16 @@ from neobench.pacpu.topology import usable_cpus
 
 def throughput(settings: dict[str, Any]) -> Result:
     """All requests at once until the last has ended: output tokens a second, and how well NEO's parts work."""
-    engine, driven, prompts = _driven(settings)
-    metrics = {
-        "output_tokens_per_s": 1e9 * driven.output_tokens / driven.wall_ns,
-        "requests_per_s": 1e9 * len(prompts["requests"]) / driven.wall_ns,
-    }
+    prompts = read_prompts(settings["prompts_path"])
+
+    def metrics(driven: Drive) -> dict[str, float]:
+        return {
+            "output_tokens_per_s": 1e9 * driven.output_tokens / driven.wall_ns,
+            "requests_per_s": 1e9 * len(prompts["requests"]) / driven.wall_ns,
+        }
+
     replayed = prompts["requests"][: settings.get("timeline_requests", 0)]
-    return _result(engine, driven, driven.steps, metrics, prompts, replayed)
+    return _measured(settings, prompts, metrics, lambda driven: driven.steps, replayed)
 
 
 def single_stream(settings: dict[str, Any]) -> Result:
@@ -40,14 +42,18 @@ def single_stream(settings: dict[str, Any]) -> Result:
 
     Floor: bytes of all weights that a token needs / memory traffic of a device copy, measured after the run.
     """
-    engine, driven, prompts = _driven(settings)
-    window = decode_window(driven.steps, 1)
-    config = engine.config
-    copy = copy_bytes_per_s(torch.device(config.device))
-    floor_ms = 1e3 * weight_bytes_read(config.shape, config.dtype) / copy
-    wall_ms = [step.wall_ns / 1e6 for step in window]
-    metrics = {"ms_per_token": float(np.median(wall_ms)), "weight_floor_ms": floor_ms, "copy_gbps": copy / 1e9}
-    return _result(engine, driven, window, metrics, prompts)
+    config = engine_config(settings)
+
+    def window(driven: Drive) -> list[Step]:
+        return decode_window(driven.steps, 1)
+
+    def metrics(driven: Drive) -> dict[str, float]:
+        copy = copy_bytes_per_s(torch.device(config.device))
+        floor_ms = 1e3 * weight_bytes_read(config.shape, config.dtype) / copy
+        wall_ms = [step.wall_ns / 1e6 for step in window(driven)]
+        return {"ms_per_token": float(np.median(wall_ms)), "weight_floor_ms": floor_ms, "copy_gbps": copy / 1e9}
+
+    return _measured(settings, read_prompts(settings["prompts_path"]), metrics, window)
 
 
 def profile(settings: dict[str, Any]) -> Result:
@@ -70,38 +76,35 @@ def engine_config(settings: dict[str, Any]) -> EngineConfig:
     return EngineConfig(**emulated_settings(settings["engine"]))
 
 
-def _driven(settings: dict[str, Any]) -> tuple[NeoEngine, Drive, dict[str, Any]]:
-    prompts = read_prompts(settings["prompts_path"])
-    engine = build_engine(engine_config(settings), say=print)
-    drive(engine, prompts["warmup"])
-    return engine, drive(engine, prompts["requests"]), prompts
-
-
-def _result(
-    engine: NeoEngine,
-    driven: Drive,
-    steps: Sequence[Step],
-    metrics: dict[str, float],
+def _measured(
+    settings: dict[str, Any],
     prompts: dict[str, Any],
+    metrics: Callable[[Drive], dict[str, float]],
+    judged: Callable[[Drive], Sequence[Step]],
     replayed: Requests = (),
 ) -> Result:
-    """The metrics with those of NEO's parts; `steps` are those whose prediction is judged.
+    """The metrics with those of NEO's parts, of each measurement; `judged` are the steps whose prediction is judged.
 
     Its rest replays requests for their timeline and closes the engine.
     """
-    facts = {"engine": engine.info(), "counters": driven.counters, "prompts": prompts["facts"]}
-    metrics |= prediction_errors(steps)
-    offloads = driven.counters["measured_host_decode_ns"] > 0
-    if offloads:
-        metrics |= host_metrics(driven.counters, engine.config)
-    result = Result(metrics, facts, {"steps": driven.series()})
+    engine = build_engine(engine_config(settings), say=print)
+    drive(engine, prompts["warmup"])
+    answers: list[dict[str, Any]] = []
+    for _ in range(settings["measurements"]):
+        driven = drive(engine, prompts["requests"])
+        found = metrics(driven) | prediction_errors(judged(driven))
+        if driven.counters["measured_host_decode_ns"]:
+            found |= host_metrics(driven.counters, engine.config)
+        answers.append({"metrics": found, "raw": {"steps": driven.series(), "counters": driven.counters}})
+    facts = {"engine": engine.info(), "prompts": prompts["facts"]}
+    result = Result(answers[0]["metrics"], facts, answers[0]["raw"], answers[1:])
 
     def rest() -> None:
         if replayed:
             add_timeline(result, lambda: steps_timeline(engine, replayed))
         engine.close()
-        if offloads:
-            metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
+        if "host_gbps" in result.metrics:
+            result.metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
 
     result.rest = rest
     return result

@@ -50,6 +50,8 @@ class Options:
     out: Path
     cases: tuple[str, ...]
     repeats: int
+    measurements: int
+    """In each process."""
     deadline_s: float | None
     """On time.monotonic; None: no limit."""
     scale: Scale
@@ -66,6 +68,9 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results; may hold earlier ones")
     parser.add_argument("--cases", default=",".join(cases.CASES), help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each measurement, default: %(default)s")
+    parser.add_argument(
+        "--measurements", type=int, default=1, help="in each run of one that serves requests, default: %(default)s"
+    )
     parser.add_argument("--time-limit-s", type=float, help="of the whole call; what does not fit is left out")
     parser.add_argument("--only", default="", help="regular expression: of case/system, the ones to run")
     parser.add_argument("--scale", choices=get_args(Scale), default="full")
@@ -79,8 +84,8 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
     chosen = tuple(given.cases.split(","))
     if unknown := [case for case in chosen if case not in cases.CASES]:
         parser.error(f"unknown case {unknown[0]!r}; cases are {', '.join(cases.CASES)}")
-    if given.repeats < 1:
-        parser.error("--repeats must be at least 1")
+    if min(given.repeats, given.measurements) < 1:
+        parser.error("--repeats and --measurements must be at least 1")
     context = RunContext.capture(["python", "benchmarks/h200/run.py", *arguments])
     if given.commit:
         context.fingerprint["source"] = {"commit": given.commit, "dirty": False}
@@ -89,6 +94,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, bool]:
         out=given.out,
         cases=chosen,
         repeats=given.repeats,
+        measurements=given.measurements,
         deadline_s=time.monotonic() + given.time_limit_s if given.time_limit_s else None,
         scale=given.scale,
         device=given.device,
@@ -136,7 +142,7 @@ def measure(options: Options, job: Job) -> dict[str, Any]:
 
 def _with_files(options: Options, job: Job, limit_s: float, log_path: Path) -> Outcome:
     """The child with the files that its settings name: prompts, and for vLLM a folder with config.json."""
-    settings = dict(job.settings)
+    settings = {**job.settings, "measurements": options.measurements}
     with tempfile.TemporaryDirectory(prefix="neobench-h200-") as folder:
         if job.prompts is not None:
             settings["prompts_path"] = str(Path(folder, "prompts.json"))
@@ -163,7 +169,10 @@ def _file_name(options: Options, job: Job) -> str:
 
 
 def read_runs(options: Options) -> list[dict[str, Any]]:
-    """All runs in the folder. Raises SystemExit if one was made at another scale or on another device."""
+    """All runs in the folder, a record for each measurement.
+
+    Raises SystemExit if one was made at another scale or on another device.
+    """
     runs = [json.loads(path.read_text()) for path in sorted((options.out / "runs").glob("*.json"))]
     for run in runs:
         if (run["scale"], run["device"]) != (options.scale, options.device):
@@ -171,7 +180,7 @@ def read_runs(options: Options) -> list[dict[str, Any]]:
                 f"{options.out} has runs of scale {run['scale']} on {run['device']}: choose another --out "
                 f"for scale {options.scale} on {options.device}"
             )
-    return runs
+    return [{**run, **part} for run in runs for part in ({}, *run.get("again", ()))]
 
 
 def write_rows(options: Options) -> list[dict[str, Any]]:

@@ -32,14 +32,7 @@ def throughput(settings: dict[str, Any]) -> Result:
         **settings["llm"],
     )
     _generate(vllm, llm, prompts["warmup"])
-    start = time.perf_counter()
-    counts = _generate(vllm, llm, prompts["requests"])
-    wall_s = time.perf_counter() - start
-    wanted = [output_tokens for _, output_tokens in prompts["requests"]]
-    if counts != wanted:
-        wrong = sum(count != number for count, number in zip(counts, wanted, strict=True))
-        raise MeasurementError(f"{wrong} of {len(wanted)} requests got another number of tokens than asked for")
-    metrics = {"output_tokens_per_s": sum(counts) / wall_s, "requests_per_s": len(counts) / wall_s}
+    first, *again = [_measured(vllm, llm, prompts["requests"]) for _ in range(settings["measurements"])]
     facts = {
         "vllm": vllm.__version__,
         "llm": settings["llm"],
@@ -47,7 +40,19 @@ def throughput(settings: dict[str, Any]) -> Result:
         "num_gpu_blocks": _num_gpu_blocks(llm),
         "prompts": prompts["facts"],
     }
-    return Result(metrics, facts, {"wall_s": wall_s})
+    return Result(first["metrics"], facts, first["raw"], again)
+
+
+def _measured(vllm: Any, llm: Any, requests: list[tuple[list[int], int]]) -> dict[str, Any]:
+    start = time.perf_counter()
+    counts = _generate(vllm, llm, requests)
+    wall_s = time.perf_counter() - start
+    wanted = [output_tokens for _, output_tokens in requests]
+    if counts != wanted:
+        wrong = sum(count != number for count, number in zip(counts, wanted, strict=True))
+        raise MeasurementError(f"{wrong} of {len(wanted)} requests got another number of tokens than asked for")
+    metrics = {"output_tokens_per_s": sum(counts) / wall_s, "requests_per_s": len(counts) / wall_s}
+    return {"metrics": metrics, "raw": {"wall_s": wall_s}}
 
 
 def _num_gpu_blocks(llm: Any) -> int | None:
