@@ -178,16 +178,16 @@ class _Measurement:
             self._executor.execute(Mode.GPU_ONLY, inputs, (), sampling)
 
     def _run(self, mode: Mode, batches: Sequence[BatchInputs], moves: Sequence[BlockMove] = ()) -> StageTimes:
-        """Median of each stage over the repeats, the first run not counted."""
+        """Median of each stage over the repeats. The first run, which may compile kernels, counts for nothing."""
         requests = sum(len(batch.logit_rows) for batch in batches)
         sampling = [SampleRow(SamplingParams(temperature=0.0), seed=0, position=0)] * requests
+        self._executor.execute(mode, batches, moves, sampling)
         started = perf_counter_ns()
         runs = []
-        for repeat in range(self._effort.repeats + 1):
+        for _ in range(self._effort.repeats):
             _, times = self._executor.execute(mode, batches, moves, sampling)
-            if repeat or self._too_slow(times.total_ns):
-                runs.append(times)
-            if self._too_slow(perf_counter_ns() - started) and runs:
+            runs.append(times)
+            if self._too_slow(perf_counter_ns() - started):
                 break
         return StageTimes(
             **{name: round(statistics.median(getattr(run, name) for run in runs)) for name in StageTimes.__slots__}

@@ -124,3 +124,25 @@ def test_a_point_that_is_too_slow_ends_its_series() -> None:
         assert tables.linear(2048) >= tables.linear(1)
     finally:
         executor.close()
+
+
+def test_a_first_run_that_compiles_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was, where it took longer than a point may: all larger sizes were then a slope from it."""
+    config = EngineConfig(device_blocks=200, max_model_tokens=1000)
+    seen = set()
+    now_ns = 0
+    monkeypatch.setattr(profiler, "perf_counter_ns", lambda: now_ns)
+
+    class Compiling:
+        def execute(self, _mode: Mode, batches: Sequence[BatchInputs], *_: object) -> tuple[list[int], StageTimes]:
+            nonlocal now_ns
+            (batch,) = batches
+            compiles = batch.num_prefill_tokens not in seen
+            seen.add(batch.num_prefill_tokens)
+            stages_ns = 10**10 if compiles else 1000 * batch.num_prefill_tokens
+            now_ns += 2 * stages_ns
+            return [], StageTimes(total_ns=2 * stages_ns, linear_ns=stages_ns, prefill_attention_ns=stages_ns)
+
+    linear, _ = _Measurement(config, cast(Executor, Compiling()), QUICK, None)._prompts()
+    assert linear.sizes == QUICK.row_sizes
+    assert linear(1024) == pytest.approx(1000 * 1024 / config.shape.num_layers)
