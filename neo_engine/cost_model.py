@@ -1,8 +1,12 @@
 """Predicts how long an iteration takes from measured tables. Knows no torch and no clock.
 
-The arithmetic of two sub-batches follows the NEO paper (arXiv 2411.01142, section 4): with L layers, linear time l,
+The arithmetic of two sub-batches comes from the NEO paper (arXiv 2411.01142, section 4): with L layers, linear time l,
 device attention ga and host attention ca of sub-batches 0 and 1,
 T = L * (max(l0, ca1) + max(l1 + ga0, ca0)).
+Ours are not in step: each goes on when its own attention is back, the device and the host take them in turn. A layer
+then lasts as long as the slowest of four: the device, the host, and each sub-batch on its way through both, with h for
+the handing over of q, k, v and output:
+T = L * max(l0 + l1 + ga0, ca0 + ca1, l0 + ca0 + h, l1 + ca1 + h).
 To it come the terms that the paper leaves out: LM head and sampling, moves between the tiers, a fixed part per step.
 """
 
@@ -116,7 +120,7 @@ class CostTables:
     """By prompt tokens of one request."""
     device_decode: Surface
     host_decode: Surface
-    """From handing q, k, v to the host until its output is back."""
+    """As long as the host's threads are busy."""
     head: Curve
     """By requests: last norm, LM head, sampling."""
     move: Curve
@@ -126,6 +130,8 @@ class CostTables:
     sub_batch_fixed_ns: float
     """Once more when there are two sub-batches."""
     raggedness: Raggedness = Raggedness()
+    handover_ns: float = 0.0
+    """Of a sub-batch in a layer: q, k, v on their way to the host, and its output on the way back."""
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> CostTables:
@@ -141,6 +147,7 @@ class CostTables:
                 step_fixed_ns=float(raw["step_fixed_ns"]),
                 sub_batch_fixed_ns=float(raw["sub_batch_fixed_ns"]),
                 raggedness=Raggedness(**raw["raggedness"]),
+                handover_ns=float(raw["handover_ns"]),
             )
         except (KeyError, TypeError) as error:
             raise ProfileError(f"cost tables are incomplete or malformed: {error!r}") from None
@@ -274,13 +281,22 @@ class CostModel:
         decodes *= _ragged(self.tables.raggedness.host_decode, load.host_rows, load.host_context, load.host_longest)
         return self.correction.host_attention * decodes
 
-    def hides_host_attention(self, load0: BatchLoad, load1: BatchLoad) -> tuple[float, float]:
-        """Slack of the paper's two conditions, ca0 <= l1 + ga0 and ca1 <= l0; negative where one does not hold."""
-        slack0 = (
-            self.linear_per_layer(load1) + self.device_attention_per_layer(load0) - self.host_attention_per_layer(load0)
+    def hides_host_attention(self, load0: BatchLoad, load1: BatchLoad) -> tuple[float, float, float]:
+        """By how much the device's time for a layer exceeds sub-batch 0's way through device and host, sub-batch 1's,
+        and the host's time; negative where the device has to wait. The first is the paper's l1 + ga0 - ca0 less the
+        handing over.
+        """
+        linear0, linear1 = self.linear_per_layer(load0), self.linear_per_layer(load1)
+        host0, host1 = self.host_attention_per_layer(load0), self.host_attention_per_layer(load1)
+        attention = self.device_attention_per_layer(load0)
+        return (
+            linear1 + attention - host0 - self._handover(load0),
+            linear0 + attention - host1 - self._handover(load1),
+            linear0 + linear1 + attention - host0 - host1,
         )
-        slack1 = self.linear_per_layer(load0) - self.host_attention_per_layer(load1)
-        return slack0, slack1
+
+    def _handover(self, load: BatchLoad) -> float:
+        return self.tables.handover_ns if load.host_rows else 0.0
 
     def predict(self, mode: Mode, loads: Sequence[BatchLoad], moved_blocks: int = 0) -> StageTimes:
         """Stage times of a whole iteration."""
@@ -289,11 +305,9 @@ class CostModel:
         device = sum(map(self.device_attention_per_layer, loads)) - prefill
         host = sum(map(self.host_attention_per_layer, loads))
         if mode is Mode.ASYMMETRIC:
-            load0, load1 = loads
-            slack0, slack1 = self.hides_host_attention(load0, load1)
-            wait = max(0.0, -slack0) + max(0.0, -slack1)
+            wait = max(0.0, -min(self.hides_host_attention(*loads)))
         else:
-            wait = max(0.0, host - device - prefill)
+            wait = max(0.0, host + sum(map(self._handover, loads)) - device - prefill)
         layers = self.num_layers * (linear + prefill + device + wait)
         outside = self.correction.fixed
         head = outside * sum(self.tables.head(load.requests) for load in loads)

@@ -149,6 +149,7 @@ class _Measurement:
         self._effort = effort
         self._progress = progress or (lambda _what, _done, _total: None)
         self._fixed_ns: list[int] = []
+        self._handovers_ns: list[int] = []
         self._layers = config.shape.num_layers
 
     def tables(self) -> CostTables:
@@ -167,6 +168,7 @@ class _Measurement:
             step_fixed_ns=step_fixed_ns,
             sub_batch_fixed_ns=max(0.0, self._two_batches_fixed_ns() - step_fixed_ns),
             raggedness=self._raggedness(),
+            handover_ns=statistics.median(self._handovers_ns or [0]) / self._layers,
         )
 
     def _warm_up(self) -> None:
@@ -250,8 +252,10 @@ class _Measurement:
         """Nanoseconds of attention in all layers, with all stages' times."""
         mode = Mode.GPU_ONLY if tier is Tier.DEVICE else Mode.SERIAL
         times = self._run(mode, [self._decode_inputs(tier, contexts)])
-        # Nothing hides the host here, so the wait is the way there and back as well.
-        return times.device_decode_ns + max(times.host_decode_ns, times.host_wait_ns), times
+        if tier is Tier.HOST:
+            # Nothing hides the host here, so the wait is the way there and back as well.
+            self._handovers_ns.append(max(0, times.host_wait_ns - times.host_decode_ns))
+        return times.device_decode_ns + times.host_decode_ns, times
 
     def _raggedness(self) -> Raggedness:
         self._progress("ragged batches", 0, 1)

@@ -4,8 +4,8 @@ An iteration is put together in the steps of the paper (arXiv 2411.01142, sectio
 prompts into sub-batch 0; host decodes into either while the host stays hidden (`CostModel.hides_host_attention`);
 prompts bound for the host trimmed where the host would idle; and of the result and the GPU-only plan the one that
 advances more requests per predicted time. Against the published scheduler, time is the whole iteration's, host
-included, no request starves (see `_MAX_IDLE_STEPS`), and prompts are cut to the token budget. docs/decisions/0004 and
-0008 say why.
+included, no request starves (see `_MAX_IDLE_STEPS`), prompts are cut to the token budget, and some host decodes may
+show (see `_MAX_SHOWN`). docs/decisions/0004 and 0008 say why.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ _MAX_IDLE_STEPS = 32
 """A host decode that has waited so long goes next whether or not it is hidden, the longest waiting first. One such
 row a step bounds every wait by this plus the number of host requests, and costs at most its own attention."""
 
+_MAX_SHOWN = 0.15
+"""Of the host's time in an iteration, which may keep the device waiting where a row more advances requests faster all
+the same. Rows are few and coarse where the device's own time is short: to stop at the last that is hidden would leave a
+third of the host's time unused."""
+
 _SWITCHING_GAIN = 1.03
 """Another mode than the last iteration's must promise so many times its rate: predictions are no better than a few
 percent, and each switch throws away what the caches of host and device hold."""
@@ -66,8 +71,26 @@ class _Draft:
     def prefills(self) -> tuple[Prefill, ...]:
         return (*self.device_part.prefills, *self.host_bound)
 
+    @property
+    def num_decodes(self) -> int:
+        return len(self.device_part.device_decodes) + len(self.host_rows0) + len(self.host_rows1)
+
     def batch0(self, host_rows: Sequence[DecodeRow]) -> SubBatch:
         return SubBatch(self.prefills, self.device_part.device_decodes, tuple(host_rows))
+
+    def has_room(self, in_batch1: bool, limits: BatchLimits) -> bool:
+        return len(self.host_rows1 if in_batch1 else self.host_rows0) < limits.max_batch_rows
+
+    def loads_with(self, request: RequestView, in_batch1: bool) -> tuple[BatchLoad, BatchLoad]:
+        """Of the sub-batches, were the request one of the host's rows in one of them."""
+        if in_batch1:
+            return self.load0, self.load1.plus_host_decode(request.num_tokens)
+        return self.load0.plus_host_decode(request.num_tokens), self.load1
+
+    def place(self, request: RequestView, in_batch1: bool, loads: tuple[BatchLoad, BatchLoad]) -> None:
+        self.load0, self.load1 = loads
+        rows = self.host_rows1 if in_batch1 else self.host_rows0
+        rows.append(DecodeRow(request.request_id, request.num_tokens))
 
 
 class AsymmetricPipeline:
@@ -81,6 +104,7 @@ class AsymmetricPipeline:
         draft = self._admit(queues.waiting, kv, home, costs)
         self._place_host_decodes(home.on_host, draft, costs)
         self._trim_host_bound(queues, home, draft, kv, costs)
+        self._place_shown_decodes(home.on_host, draft, costs)
 
         def rate(plan: StepPlan) -> float:
             return progress_rate(plan) * (_SWITCHING_GAIN if plan.mode is queues.last_mode else 1.0)
@@ -133,9 +157,9 @@ class AsymmetricPipeline:
             draft.has_overdue_row = True
             draft.load1 = draft.load1.plus_host_decode(overdue.num_tokens)
             draft.host_rows1.append(DecodeRow(overdue.request_id, overdue.num_tokens))
-        slack = costs.hides_host_attention(draft.load0, draft.load1)
+        slack: tuple[float, ...] = costs.hides_host_attention(draft.load0, draft.load1)
         shortest_refused = None
-        for request in sorted(on_host, key=lambda request: -request.idle_steps):
+        for request in _longest_idle_first(on_host):
             if draft.has_overdue_row and request is overdue:
                 continue
             if shortest_refused is not None and request.num_tokens >= shortest_refused:
@@ -152,24 +176,44 @@ class AsymmetricPipeline:
         self,
         request: RequestView,
         into_batch1: bool,
-        slack: tuple[float, float],
+        slack: tuple[float, ...],
         draft: _Draft,
         costs: CostModel,
-    ) -> tuple[float, float] | None:
+    ) -> tuple[float, ...] | None:
         """Place the request and return the new slack, or return None where it cannot be hidden."""
-        load0, load1, rows = draft.load0, draft.load1, draft.host_rows1 if into_batch1 else draft.host_rows0
-        if len(rows) >= self._limits.max_batch_rows:
+        if not draft.has_room(into_batch1, self._limits):
             return None
-        if into_batch1:
-            load1 = load1.plus_host_decode(request.num_tokens)
-        else:
-            load0 = load0.plus_host_decode(request.num_tokens)
-        new = costs.hides_host_attention(load0, load1)
+        loads = draft.loads_with(request, into_batch1)
+        new = costs.hides_host_attention(*loads)
         if not _no_worse(new, slack):
             return None
-        draft.load0, draft.load1 = load0, load1
-        rows.append(DecodeRow(request.request_id, request.num_tokens))
+        draft.place(request, into_batch1, loads)
         return new
+
+    def _place_shown_decodes(self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> None:
+        """Add host decodes beyond those that are hidden while the rate rises, in which the time that shows counts."""
+        if not (draft.host_rows0 or draft.host_rows1):
+            return
+        placed = {row.request_id for row in (*draft.host_rows0, *draft.host_rows1)}
+        advanced = _advanced(draft.prefills, draft.num_decodes)
+        best_ns = costs.predict(Mode.ASYMMETRIC, (draft.load0, draft.load1)).total_ns
+        for request in _longest_idle_first(on_host):
+            if request.request_id in placed:
+                continue
+            choices = [part for part in (True, False) if draft.has_room(part, self._limits)]
+            if not choices:
+                return
+            loads, into_batch1 = min(
+                ((draft.loads_with(request, part), part) for part in choices),
+                key=lambda choice: -min(costs.hides_host_attention(*choice[0])),
+            )
+            times = costs.predict(Mode.ASYMMETRIC, loads)
+            if times.host_wait_ns > _MAX_SHOWN * times.host_decode_ns:
+                return
+            if (advanced + 1) * best_ns <= advanced * times.total_ns:
+                return
+            draft.place(request, into_batch1, loads)
+            advanced, best_ns = advanced + 1, times.total_ns
 
     def _trim_host_bound(
         self, queues: QueuesView, home: Residency, draft: _Draft, kv: KvView, costs: CostModel
@@ -247,8 +291,7 @@ class AsymmetricPipeline:
             yield Mode.SERIAL, (draft.batch0(placed),)
         if not gpu_only and on_host:
             # Nothing on the device hides anything: the host's requests run by themselves, in one batch or in halves.
-            longest_idle_first = sorted(on_host, key=lambda request: -request.idle_steps)
-            rows = decode_rows(longest_idle_first[: self._limits.max_batch_rows])
+            rows = decode_rows(_longest_idle_first(on_host)[: self._limits.max_batch_rows])
             yield Mode.SERIAL, (SubBatch(host_decodes=rows),)
             if len(rows) > 1:
                 halves = (SubBatch(host_decodes=rows[::2]), SubBatch(host_decodes=rows[1::2]))
@@ -258,9 +301,16 @@ class AsymmetricPipeline:
 def progress_rate(plan: StepPlan) -> float:
     """Requests advanced per predicted nanosecond; a chunk advances its request by its share of the prompt."""
     prefills = [prefill for batch in plan.sub_batches for prefill in batch.prefills]
-    decodes = plan.num_requests - sum(prefill.ends_prompt for prefill in prefills)
-    advanced = decodes + sum(prefill.num_tokens / prefill.prompt_tokens for prefill in prefills)
+    advanced = _advanced(prefills, plan.num_requests - sum(prefill.ends_prompt for prefill in prefills))
     return advanced / plan.predicted.total_ns if advanced else 0.0
+
+
+def _longest_idle_first(requests: Sequence[RequestView]) -> list[RequestView]:
+    return sorted(requests, key=lambda request: -request.idle_steps)
+
+
+def _advanced(prefills: Sequence[Prefill], num_decodes: int) -> float:
+    return num_decodes + sum(prefill.num_tokens / prefill.prompt_tokens for prefill in prefills)
 
 
 def _offloading_pays(device_load: BatchLoad, rows: int, host_context: int, costs: CostModel) -> bool:
@@ -280,9 +330,9 @@ def _blocks_read_back(batch: SubBatch, kv: KvView) -> int:
     return sum(kv.blocks_for(prefill.start_tokens) for prefill in batch.prefills if prefill.tier is Tier.HOST)
 
 
-def _no_worse(new: tuple[float, float], old: tuple[float, float]) -> bool:
+def _no_worse(new: Sequence[float], old: Sequence[float]) -> bool:
     """No condition that held breaks, and none that is broken gets worse."""
-    return new[0] >= min(0.0, old[0]) and new[1] >= min(0.0, old[1])
+    return all(after >= min(0.0, before) for after, before in zip(new, old, strict=True))
 
 
 def _without_prefill(load: BatchLoad, prefill: Prefill, costs: CostModel) -> BatchLoad:

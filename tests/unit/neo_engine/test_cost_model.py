@@ -56,24 +56,38 @@ def test_surface_reproduces_a_bilinear_law_inside_and_outside_its_grid(rows: int
     assert surface(0, 0) == 0.0
 
 
-def test_two_sub_batches_take_the_paper_s_time_plus_the_terms_it_leaves_out(costs: CostModel) -> None:
+@pytest.mark.parametrize(
+    ("contexts0", "contexts1", "binding"),
+    [
+        ((10,), (10,), "device"),
+        ((700, 900), (4000,) * 8, "batch1"),
+        ((4000,) * 8, (10,), "batch0"),
+        ((2800,) * 9, (3900,) * 9, "host"),
+    ],
+)
+def test_two_sub_batches_take_as_long_as_what_binds_plus_the_terms_the_paper_leaves_out(
+    costs: CostModel, contexts0: tuple[int, ...], contexts1: tuple[int, ...], binding: str
+) -> None:
     batch0 = SubBatch(
         prefills=(Prefill(0, 300, Tier.DEVICE),),
         device_decodes=(DecodeRow(1, 500),),
-        host_decodes=(DecodeRow(2, 700), DecodeRow(3, 900)),
+        host_decodes=tuple(DecodeRow(2 + i, context) for i, context in enumerate(contexts0)),
     )
-    batch1 = SubBatch(host_decodes=tuple(DecodeRow(10 + i, 4000) for i in range(8)))
+    batch1 = SubBatch(host_decodes=tuple(DecodeRow(20 + i, context) for i, context in enumerate(contexts1)))
+    costs = CostModel(replace(costs.tables, handover_ns=7e4), costs.num_layers)
     tables = costs.tables
-    l0, l1 = tables.linear(303), tables.linear(8)
+    l0, l1 = tables.linear(301 + len(contexts0)), tables.linear(len(contexts1))
     ga0 = tables.prefill_attention(300) + tables.device_decode(1, 500)
-    ca0, ca1 = tables.host_decode(2, 1600), tables.host_decode(8, 32_000)
+    ca0, ca1 = (tables.host_decode(len(contexts), sum(contexts)) for contexts in (contexts0, contexts1))
     predicted = costs.predict_plan(Mode.ASYMMETRIC, (batch0, batch1), moved_blocks=5)
-    expected = costs.num_layers * (max(l0, ca1) + max(l1 + ga0, ca0))
-    expected += tables.head(4) + tables.head(8) + tables.move(5) + tables.step_fixed_ns + tables.sub_batch_fixed_ns
+    ways = {"device": l0 + l1 + ga0, "host": ca0 + ca1, "batch0": l0 + ca0 + 7e4, "batch1": l1 + ca1 + 7e4}
+    assert max(ways, key=lambda way: ways[way]) == binding, "the example must show this one"
+    expected = costs.num_layers * ways[binding]
+    expected += tables.head(len(contexts0) + 2) + tables.head(len(contexts1))
+    expected += tables.move(5) + tables.step_fixed_ns + tables.sub_batch_fixed_ns
     assert predicted.total_ns == pytest.approx(expected, abs=1)
     assert predicted.host_decode_ns == pytest.approx(costs.num_layers * (ca0 + ca1), abs=1)
-    assert ca1 > l0, "the example must leave some host time exposed"
-    assert predicted.host_wait_ns == pytest.approx(costs.num_layers * (ca1 - l0), abs=1)
+    assert predicted.host_wait_ns == pytest.approx(costs.num_layers * (ways[binding] - ways["device"]), abs=1)
 
 
 def test_one_sub_batch_hides_host_attention_behind_device_attention_only(costs: CostModel) -> None:
@@ -85,13 +99,22 @@ def test_one_sub_batch_hides_host_attention_behind_device_attention_only(costs: 
     assert predicted.total_ns == pytest.approx(costs.num_layers * layer + tables.head(2) + tables.step_fixed_ns, abs=1)
 
 
-def test_slack_is_the_paper_s_two_conditions(costs: CostModel) -> None:
+def test_slack_is_what_the_device_has_left_beside_each_of_the_other_ways(costs: CostModel) -> None:
     load0 = BatchLoad(rows=10, device_rows=8, device_context=4000, host_rows=2, host_context=2000)
     load1 = BatchLoad(rows=5, host_rows=5, host_context=5000)
+    costs = CostModel(replace(costs.tables, handover_ns=7e4), costs.num_layers)
     tables = costs.tables
-    slack0, slack1 = costs.hides_host_attention(load0, load1)
-    assert slack0 == pytest.approx(tables.linear(5) + tables.device_decode(8, 4000) - tables.host_decode(2, 2000))
-    assert slack1 == pytest.approx(tables.linear(10) - tables.host_decode(5, 5000))
+    attention, host0, host1 = (
+        tables.device_decode(8, 4000),
+        tables.host_decode(2, 2000),
+        tables.host_decode(5, 5000),
+    )
+    slack0, slack1, both = costs.hides_host_attention(load0, load1)
+    assert slack0 == pytest.approx(tables.linear(5) + attention - host0 - 7e4)
+    assert slack1 == pytest.approx(tables.linear(10) + attention - host1 - 7e4)
+    assert both == pytest.approx(tables.linear(5) + tables.linear(10) + attention - host0 - host1)
+    nothing = costs.hides_host_attention(BatchLoad(rows=10), BatchLoad())
+    assert nothing == pytest.approx((0.0, tables.linear(10), tables.linear(10)))
 
 
 def test_ragged_rows_cost_their_factor_in_proportion_and_no_more_than_measured(costs: CostModel) -> None:

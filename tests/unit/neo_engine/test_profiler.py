@@ -104,7 +104,7 @@ def test_ragged_points_are_compared_with_even_ones_and_several_prompts_with_each
             device, host = (max(rows.contexts, default=0) for rows in (batch.device, batch.host))
             prompts = 1000 + batch.num_prefill_tokens
             return [], StageTimes(
-                total_ns=1, device_decode_ns=2 * device, host_wait_ns=host, prefill_attention_ns=prompts
+                total_ns=1, device_decode_ns=2 * device, host_decode_ns=host, prefill_attention_ns=prompts
             )
 
     measurement = _Measurement(config, cast(Executor, Longest()), QUICK, None)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobench.neo_engine.batch import BatchLimits, KvView, Mode, QueuesView, RequestView, StepPlan, SubBatch
-from neobench.neo_engine.cost_model import CostModel
+from neobench.neo_engine.cost_model import CostModel, Curve
 from neobench.neo_engine.request import Tier
 from neobench.neo_engine.scheduler.asymmetric_pipeline import (
     _MAX_IDLE_STEPS,
+    _MAX_SHOWN,
     _SWITCHING_GAIN,
     AsymmetricPipeline,
     progress_rate,
@@ -94,7 +95,9 @@ def test_greedy_hiding_and_deterministic(costs: CostModel, situation: tuple[Queu
         assert not plan.sub_batches[1].device_decodes
         assert not plan.sub_batches[1].prefills
         loads = [costs.load(batch) for batch in plan.sub_batches]
-        assert min(costs.hides_host_attention(*loads)) >= 0, "the host is always hidden"
+        shown = max(0, -min(costs.hides_host_attention(*loads)))
+        host = sum(map(costs.host_attention_per_layer, loads))
+        assert shown <= _MAX_SHOWN * host, "the host is hidden, but for a part of its time"
         rival = SubBatch(plan.sub_batches[0].prefills, plan.sub_batches[0].device_decodes)
         predicted = costs.predict_plan(Mode.GPU_ONLY, (rival,), blocks_moved(plan, queues, kv))
         margin = _SWITCHING_GAIN if queues.last_mode is Mode.ASYMMETRIC else 1.0
@@ -301,3 +304,25 @@ def test_a_serial_plan_has_no_more_rows_than_a_batch_may_have(costs: CostModel) 
     rows = [row.request_id for row in plan.sub_batches[0].host_decodes]
     assert len(rows) == 3
     assert 14 in rows, "the one that has waited longest"
+
+
+def test_a_row_may_show_where_that_advances_requests_faster(costs: CostModel) -> None:
+    """Few rows on the device, whose time for a layer three rows of the host would fill and leave a third idle."""
+    linear = Curve((1, 256), (160_000.0, 200_000.0))
+    tables = dataclasses.replace(costs.tables, linear=linear, handover_ns=40_000.0)
+    costs = CostModel(tables, costs.num_layers)
+    plan = plan_for(make_queues([], [400, 400], [410] * 40), costs, device_total=54)
+    assert plan.mode is Mode.ASYMMETRIC
+    loads = [costs.load(batch) for batch in plan.sub_batches]
+    host = sum(map(costs.host_attention_per_layer, loads))
+    shown = -min(costs.hides_host_attention(*loads))
+    assert 0 < shown <= _MAX_SHOWN * host
+    rows = [len(batch.host_decodes) for batch in plan.sub_batches]
+    for fewer in ((rows[0] - 1, rows[1]), (rows[0], rows[1] - 1)):
+        batches = [
+            dataclasses.replace(batch, host_decodes=batch.host_decodes[:count])
+            for batch, count in zip(plan.sub_batches, fewer, strict=True)
+        ]
+        predicted = costs.predict_plan(Mode.ASYMMETRIC, batches)
+        rival = StepPlan(Mode.ASYMMETRIC, tuple(batches), predicted=predicted)
+        assert progress_rate(rival) < progress_rate(plan)
