@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import asdict, fields
 from time import perf_counter_ns
 from typing import Any
@@ -95,26 +94,28 @@ class NeoEngine:
         return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
 
     def _queues(self) -> QueuesView:
-        queues: defaultdict[str, list[RequestView]] = defaultdict(list)
+        waiting: list[RequestView] = []
+        # By whether the prompt is complete, and by tier.
+        running: dict[tuple[bool, Tier], list[RequestView]] = {(d, tier): [] for d in (False, True) for tier in Tier}
+        step = self._stats.steps
         # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
-        for request in self._requests.values():
-            view = RequestView(
-                request_id=request.request_id,
-                num_tokens=request.num_tokens,
-                num_blocks=self._tables.num_blocks(request.request_id),
-                idle_steps=self._stats.steps - request.last_progress_step,
-                num_computed_tokens=request.num_computed_tokens,
-            )
-            queues[self._queue_of(request)].append(view)
-        return QueuesView(**queues, last_mode=self._last_mode)
-
-    def _queue_of(self, request: Request) -> str:
-        if request.request_id not in self._tables:
-            return "waiting"
-        on_device = self._tables[request.request_id].tier is Tier.DEVICE
-        if request.num_computed_tokens == request.num_tokens - 1:
-            return "on_device" if on_device else "on_host"
-        return "prefilling_on_device" if on_device else "prefilling_on_host"
+        for request_id, request in self._requests.items():
+            num_tokens, num_computed_tokens = request.num_tokens, request.num_computed_tokens
+            idle_steps = step - request.last_progress_step
+            table = self._tables.get(request_id)
+            if table is None:
+                waiting.append(RequestView(request_id, num_tokens, 0, idle_steps, num_computed_tokens))
+                continue
+            view = RequestView(request_id, num_tokens, len(table.blocks), idle_steps, num_computed_tokens)
+            running[num_computed_tokens == num_tokens - 1, table.tier].append(view)
+        return QueuesView(
+            waiting=waiting,
+            on_device=running[True, Tier.DEVICE],
+            on_host=running[True, Tier.HOST],
+            prefilling_on_device=running[False, Tier.DEVICE],
+            prefilling_on_host=running[False, Tier.HOST],
+            last_mode=self._last_mode,
+        )
 
     def _apply(self, plan: StepPlan) -> list[BlockMove]:
         """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""

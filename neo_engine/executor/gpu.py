@@ -76,6 +76,8 @@ class GpuExecutor:
         self._stages: frozenset[str] | None = _ALWAYS_TIMED
         if self._is_cuda:
             self._compute, self._copies, self._out = (stream_flags.new_stream(self._device) for _ in range(3))
+            most_predicting = 3 * config.max_batch_rows + config.max_batch_tokens
+            self._likeliest = torch.zeros(most_predicting, dtype=torch.int64, pin_memory=True)
 
     def _host_attention(self, say: Say) -> PagedDecodeAttention:
         config = self._config
@@ -156,12 +158,13 @@ class GpuExecutor:
                 with watch.stage("moves"):
                     self._move_blocks(moves)
                 logits, watches = self._run(batches, watch)
+                likeliest = self._queue_likeliest(logits)
                 self._synchronize()
                 busy_ns = self._link.finish()
             except BaseException:
                 self._link.abort()
                 raise
-            tokens = sample(logits, sampling) if logits is not None and sampling else []
+            tokens = sample(logits, sampling, likeliest=likeliest) if logits is not None and sampling else []
 
         def elapsed_ns(stage: str) -> int:
             return sum(watch.elapsed_ns(stage) for watch in watches)
@@ -176,6 +179,12 @@ class GpuExecutor:
             head_ns=elapsed_ns("head"),
             moves_ns=elapsed_ns("moves"),
         )
+
+    def _queue_likeliest(self, logits: Tensor | None) -> Tensor | None:
+        """Into page-locked memory while this thread is not waiting yet: afterwards it would wait once more."""
+        if logits is None or not self._is_cuda:
+            return None
+        return self._likeliest[: len(logits)].copy_(logits.argmax(-1), non_blocking=True)
 
     def _on_compute_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._compute) if self._is_cuda else nullcontext()
@@ -268,12 +277,12 @@ class GpuExecutor:
         return self._graphs.get(key, self._stages, steps)
 
     def _hand_over(self, lanes: Sequence[Lane], batches: Sequence[BatchInputs]) -> None:
-        """Tells host attention the rows of each lane, and in which order their layers will come."""
+        """Tells host attention the rows of each lane, whose layers will come in turns."""
         with_host = [lane.slot for lane in lanes if lane.num_host]
         for slot in with_host:
             self._host.begin(slot, batches[slot].host.tables, batches[slot].host.contexts)
         if with_host:
-            self._link.begin([(slot, layer) for layer in range(self._num_layers) for slot in with_host])
+            self._link.begin(with_host)
 
 
 def _growing(count: int) -> Iterator[range]:

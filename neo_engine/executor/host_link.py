@@ -28,8 +28,8 @@ class HostLink(Protocol):
         """Whether `receive` may be captured; the other calls never are."""
         ...
 
-    def begin(self, steps: Sequence[tuple[int, int]]) -> None:
-        """(slot, layer) in the order in which they will be sent; the slots of the attention have begun."""
+    def begin(self, slots: Sequence[int]) -> None:
+        """Of the lanes with host rows, which take turns layer by layer; these slots of the attention have begun."""
         ...
 
     def send(self, layer: int, lane: Lane) -> None:
@@ -63,7 +63,7 @@ class DirectLink:
         self._started_ns = [0, 0]
         self._busy_ns = 0
 
-    def begin(self, steps: Sequence[tuple[int, int]]) -> None:  # noqa: ARG002 - the contract's
+    def begin(self, slots: Sequence[int]) -> None:  # noqa: ARG002 - the contract's
         self._busy_ns = 0
 
     def send(self, layer: int, lane: Lane) -> None:
@@ -99,6 +99,7 @@ class FlagLink:
 
     def __init__(self, attention: PagedDecodeAttention, num_layers: int, device: torch.device) -> None:
         self._attention = attention
+        self._num_layers = num_layers
         self._device = device
         self._ready, self._done = (torch.zeros(2 * num_layers, dtype=torch.int32, pin_memory=True) for _ in range(2))
         self._sequence = attention.flag_sequence(self._ready, self._done)
@@ -110,8 +111,9 @@ class FlagLink:
             for _ in range(2)
         )
 
-    def begin(self, steps: Sequence[tuple[int, int]]) -> None:
-        flags = [(slot, layer, self._flag(layer, slot)) for slot, layer in steps]
+    def begin(self, slots: Sequence[int]) -> None:
+        layers = range(self._num_layers)
+        flags = [(slot, layer, self._flag(layer, slot)) for layer in layers for slot in slots]
         self._attention.arm(self._sequence, flags, timeout_s=LOST_FLAG_TIMEOUT_S)
         self._armed = True
 

@@ -40,9 +40,8 @@ class BlockTables:
     def __contains__(self, request_id: int) -> bool:
         return request_id in self._tables
 
-    def num_blocks(self, request_id: int) -> int:
-        table = self._tables.get(request_id)
-        return len(table.blocks) if table else 0
+    def get(self, request_id: int) -> BlockTable | None:
+        return self._tables.get(request_id)
 
     def view(self) -> KvView:
         device, host = self._allocators[Tier.DEVICE], self._allocators[Tier.HOST]

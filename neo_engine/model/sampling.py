@@ -41,14 +41,15 @@ class SampledRow(Protocol):
         """Output tokens of the request so far."""
 
 
-def sample(logits: Tensor, rows: Sequence[SampledRow]) -> list[int]:
+def sample(logits: Tensor, rows: Sequence[SampledRow], *, likeliest: Tensor | None = None) -> list[int]:
     """logits [m, vocab] float32 and how to draw each row -> m token ids.
 
+    `likeliest` [m] are the tokens of the largest logits, where they are known already.
     Order of the filters: temperature, then top-k, then top-p over what top-k left.
     """
     assert logits.ndim == 2
     assert logits.shape[0] == len(rows)
-    tokens: list[int] = logits.argmax(-1).tolist()
+    tokens: list[int] = (logits.argmax(-1) if likeliest is None else likeliest).tolist()
     drawn = [row for row in range(len(rows)) if rows[row].params.temperature >= GREEDY_BELOW_TEMPERATURE]
     filtered = [row for row in drawn if rows[row].params.top_k or rows[row].params.top_p < 1.0]
     # Each row's way depends on its own parameters alone: another batch must not change its token.

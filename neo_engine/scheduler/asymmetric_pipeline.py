@@ -157,38 +157,35 @@ class AsymmetricPipeline:
             draft.has_overdue_row = True
             draft.load1 = draft.load1.plus_host_decode(overdue.num_tokens)
             draft.host_rows1.append(DecodeRow(overdue.request_id, overdue.num_tokens))
+        requests = [
+            request for request in _longest_idle_first(on_host) if not (draft.has_overdue_row and request is overdue)
+        ]
         slack: tuple[float, ...] = costs.hides_host_attention(draft.load0, draft.load1)
         shortest_refused = None
-        for request in _longest_idle_first(on_host):
-            if draft.has_overdue_row and request is overdue:
-                continue
+        for index, request in enumerate(requests):
             if shortest_refused is not None and request.num_tokens >= shortest_refused:
                 continue
-            for into_batch1 in (slack[1] >= slack[0], slack[1] < slack[0]):
-                accepted = self._try_host_decode(request, into_batch1, slack, draft, costs)
-                if accepted is not None:
-                    slack = accepted
-                    break
-            else:
-                shortest_refused = request.num_tokens
+            accepted = self._hidden(request, slack, draft, costs)
+            if accepted is not None:
+                into_batch1, loads, slack = accepted
+                draft.place(request, into_batch1, loads)
+                continue
+            shortest_refused = request.num_tokens
+            shortest = min(requests[index + 1 :], key=lambda request: request.num_tokens, default=None)
+            if shortest is None or self._hidden(shortest, slack, draft, costs) is None:
+                return
 
-    def _try_host_decode(
-        self,
-        request: RequestView,
-        into_batch1: bool,
-        slack: tuple[float, ...],
-        draft: _Draft,
-        costs: CostModel,
-    ) -> tuple[float, ...] | None:
-        """Place the request and return the new slack, or return None where it cannot be hidden."""
-        if not draft.has_room(into_batch1, self._limits):
-            return None
-        loads = draft.loads_with(request, into_batch1)
-        new = costs.hides_host_attention(*loads)
-        if not _no_worse(new, slack):
-            return None
-        draft.place(request, into_batch1, loads)
-        return new
+    def _hidden(
+        self, request: RequestView, slack: tuple[float, ...], draft: _Draft, costs: CostModel
+    ) -> tuple[bool, tuple[BatchLoad, BatchLoad], tuple[float, ...]] | None:
+        """Whether to place the request into sub-batch 1, with the loads and slack that makes; None: it would show."""
+        for into_batch1 in (slack[1] >= slack[0], slack[1] < slack[0]):
+            if draft.has_room(into_batch1, self._limits):
+                loads = draft.loads_with(request, into_batch1)
+                new = costs.hides_host_attention(*loads)
+                if _no_worse(new, slack):
+                    return into_batch1, loads, new
+        return None
 
     def _place_shown_decodes(self, on_host: Sequence[RequestView], draft: _Draft, costs: CostModel) -> None:
         """Add host decodes beyond those that are hidden while the rate rises, in which the time that shows counts."""
