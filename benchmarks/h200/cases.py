@@ -82,19 +82,19 @@ FULL: Mapping[str, Setting] = {
     # 17 rows of 750 tokens fill 799 of the 831 blocks.
     "4a": Setting("llama-3.1-70b", "bfloat16", 13_296, 24 * GIB, "exact:750,1", 17),
     "4b-500-500": _CASE_4,
-    "4b-1000-200": Setting(**{**vars(_CASE_4), "workload": "exact:1000,200"}),
-    "5": Setting(**{**vars(_CASE_2), "host_bytes": 24 * GIB}),
+    "4b-1000-200": replace(_CASE_4, workload="exact:1000,200", timeline_requests=0),
+    "5": replace(_CASE_2, host_bytes=24 * GIB),
     **{
         f"6-out{output}": Setting(
             "llama-3.1-8b",
             "bfloat16",
             26_400,
-            32 * GIB,
+            12 * GIB,
             f"synthetic:1000,{output}",
             # About twice what the device holds. A prompt takes a third of a second there.
             48,
             num_warmup=4,
-            timeline_requests=32 if output == 200 else 0,
+            timeline_requests=32 if output == OUTPUT_LENGTHS[0] else 0,
         )
         for output in OUTPUT_LENGTHS
     },
@@ -150,16 +150,18 @@ def _measurements(case: str, scale: Scale, device: Device) -> Iterator[Job]:
         "4b": ("vllm", CHUNKED, NEO),
         "5": (CHUNKED, NEO),
     }
-    for part in _parts(case):
-        setting = setting_of(part, scale)
-        if case == "4a":
-            yield from _decode_jobs(part, setting, scale, device)
-        elif case == "6":
-            yield from _emulated_jobs(part, setting, scale, device)
-        else:
-            for system in systems[case]:
-                is_vllm = system.startswith("vllm")
-                yield _vllm(part, system, setting, device) if is_vllm else _neo(part, system, setting, device)
+    part, *others = _parts(case)
+    setting = setting_of(part, scale)
+    also = {other: _prompts(setting_of(other, scale)) for other in others}
+    if case == "4a":
+        yield from _decode_jobs(part, setting, scale, device)
+    elif case == "6":
+        for job in _emulated_jobs(part, setting, scale, device):
+            yield replace(job, also=also)
+    else:
+        for system in systems[case]:
+            make = _vllm if system.startswith("vllm") else _neo
+            yield replace(make(part, system, setting, device), also=also)
     if case == "2":
         setting = setting_of("2-single", scale)
         prompts = _prompts(setting) | {"num_warmup": 1}
@@ -215,7 +217,7 @@ def _neo(
     }
     settings: dict[str, Any] = {"kind": kind, "engine": chosen}
     if policy == NEO and device == "cuda" and setting.timeline_requests:
-        settings["timeline_requests"] = setting.timeline_requests
+        settings["timeline_requests"] = {case: setting.timeline_requests}
     return Job(case, label or policy, "neo_child", settings, setting.limit_s, prompts or _prompts(setting))
 
 

@@ -85,7 +85,7 @@ def _rest(result: Result, executor: Executor, config: EngineConfig, split: Split
     """The timeline of the best split, where there is a GPU; then, the executor closed, what the host's memory gives."""
     if split.host_rows and config.device == "cuda":
         iterate = _iteration(executor, config, split)
-        add_timeline(result, lambda: iterations_timeline(iterate))
+        add_timeline(vars(result), lambda: iterations_timeline(iterate))
     executor.close()
     if split.host_rows:
         result.metrics["host_read_gbps"] = host_read_gbps(result.facts["engine"]["host_threads"])

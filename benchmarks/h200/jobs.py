@@ -16,7 +16,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement. Jobs of the same case and system are repeats of each other."""
+    """One process. Jobs of the same case and system are repeats of each other.
+
+    The files of `prompts` and `also` are in `settings["parts"]`: {"case", "path"} of each in order.
+    """
 
     case: str
     system: str
@@ -25,7 +28,9 @@ class Job:
     settings: dict[str, Any]
     limit_s: float
     prompts: dict[str, Any] | None = None
-    """Arguments of `prompts.draw`; the file that it made is then `settings["prompts_path"]`."""
+    """Arguments of `prompts.draw`."""
+    also: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By case the prompts of further cases that the same process measures afterwards, where a start costs much."""
     once: bool = False
     """Not repeated, and not again where it has succeeded: a preparation."""
 
@@ -42,9 +47,11 @@ class Result:
     facts: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
     again: list[dict[str, Any]] = field(default_factory=list)
-    """{"metrics", "raw"} of each further measurement in the same process."""
+    """{"case", "metrics", "facts", "raw"} of each further measurement in the same process."""
     rest: Callable[[], None] | None = None
     """Adds to the result once what is in it is safe: nothing that befalls the child meanwhile loses that."""
+    save: Callable[[], None] = lambda: None
+    """Makes what `rest` has added so far safe as well."""
 
 
 class MeasurementError(Exception):
@@ -59,10 +66,11 @@ def child_main(measure: Callable[[dict[str, Any]], Result]) -> None:
     job_path, result_path = map(Path, sys.argv[1:])
     try:
         result = measure(json.loads(job_path.read_text())["settings"])
-        _write(result, result_path)
+        result.save = lambda: _write(result, result_path)
+        result.save()
         if result.rest is not None:
             result.rest()
-            _write(result, result_path)
+            result.save()
     except Exception as error:
         traceback.print_exc()
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.h200.drive import Drive, Requests, Step, decode_window, drive, read_prompts
+from benchmarks.h200.drive import Drive, Step, decode_window, drive, read_prompts
 from benchmarks.h200.jobs import MeasurementError, Result, child_main
 from benchmarks.h200.profiled import add_timeline, steps_timeline
 from neobench.neo_engine.build import build_engine, build_executor
@@ -25,16 +26,15 @@ from neobench.pacpu.topology import usable_cpus
 
 def throughput(settings: dict[str, Any]) -> Result:
     """All requests at once until the last has ended: output tokens a second, and how well NEO's parts work."""
-    prompts = read_prompts(settings["prompts_path"])
 
     def metrics(driven: Drive) -> dict[str, float]:
+        finished = driven.counters["finished_requests"]
         return {
             "output_tokens_per_s": 1e9 * driven.output_tokens / driven.wall_ns,
-            "requests_per_s": 1e9 * len(prompts["requests"]) / driven.wall_ns,
+            "requests_per_s": 1e9 * finished / driven.wall_ns,
         }
 
-    replayed = prompts["requests"][: settings.get("timeline_requests", 0)]
-    return _measured(settings, prompts, metrics, lambda driven: driven.steps, replayed)
+    return _measured(settings, metrics, lambda driven: driven.steps)
 
 
 def single_stream(settings: dict[str, Any]) -> Result:
@@ -53,7 +53,7 @@ def single_stream(settings: dict[str, Any]) -> Result:
         wall_ms = [step.wall_ns / 1e6 for step in window(driven)]
         return {"ms_per_token": float(np.median(wall_ms)), "weight_floor_ms": floor_ms, "copy_gbps": copy / 1e9}
 
-    return _measured(settings, read_prompts(settings["prompts_path"]), metrics, window)
+    return _measured(settings, metrics, window)
 
 
 def profile(settings: dict[str, Any]) -> Result:
@@ -78,33 +78,45 @@ def engine_config(settings: dict[str, Any]) -> EngineConfig:
 
 def _measured(
     settings: dict[str, Any],
-    prompts: dict[str, Any],
     metrics: Callable[[Drive], dict[str, float]],
     judged: Callable[[Drive], Sequence[Step]],
-    replayed: Requests = (),
 ) -> Result:
     """The metrics with those of NEO's parts, of each measurement; `judged` are the steps whose prediction is judged.
 
-    Its rest replays requests for their timeline and closes the engine.
+    Its rest measures on, replays requests for their timeline and closes the engine.
     """
+    prompts = {part["case"]: read_prompts(part["path"]) for part in settings["parts"]}
     engine = build_engine(engine_config(settings), say=print)
-    drive(engine, prompts["warmup"])
-    answers: list[dict[str, Any]] = []
-    for _ in range(settings["measurements"]):
-        driven = drive(engine, prompts["requests"])
+    for part in prompts.values():
+        drive(engine, part["warmup"])
+
+    def measured(case: str) -> dict[str, Any]:
+        driven = drive(engine, prompts[case]["requests"])
         found = metrics(driven) | prediction_errors(judged(driven))
         if driven.counters["measured_host_decode_ns"]:
             found |= host_metrics(driven.counters, engine.config)
-        answers.append({"metrics": found, "raw": {"steps": driven.series(), "counters": driven.counters}})
-    facts = {"engine": engine.info(), "prompts": prompts["facts"]}
-    result = Result(answers[0]["metrics"], facts, answers[0]["raw"], answers[1:])
+        raw = {"steps": driven.series(), "counters": driven.counters}
+        return {"case": case, "metrics": found, "facts": {"prompts": prompts[case]["facts"]}, "raw": raw}
+
+    answers = (measured(case) for case in prompts for _ in range(settings["measurements"]))
+    first = next(answers)
+    first["facts"]["engine"] = engine.info()
+    result = Result(first["metrics"], first["facts"], first["raw"])
 
     def rest() -> None:
-        if replayed:
-            add_timeline(result, lambda: steps_timeline(engine, replayed))
+        for answer in answers:
+            result.again.append(answer)
+            result.save()
+        first_of = {part["case"]: part for part in reversed([first, *result.again])}
+        for case, count in settings.get("timeline_requests", {}).items():
+            add_timeline(first_of[case], partial(steps_timeline, engine, prompts[case]["requests"][:count]))
+            result.save()
+        threads = engine.info().get("host_threads")
         engine.close()
-        if "host_gbps" in result.metrics:
-            result.metrics["host_read_gbps"] = host_read_gbps(facts["engine"].get("host_threads"))
+        offloading = [part["metrics"] for part in first_of.values() if "host_gbps" in part["metrics"]]
+        read_gbps = host_read_gbps(threads) if offloading else None
+        for part in offloading:
+            part["host_read_gbps"] = read_gbps
 
     result.rest = rest
     return result

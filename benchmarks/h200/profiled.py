@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.h200.drive import Requests
-from benchmarks.h200.jobs import Result
 from benchmarks.h200.timeline import Activity, Iteration, read_trace, summarize
 from neobench.neo_engine.batch import StageTimes
 from neobench.neo_engine.engine import NeoEngine
@@ -29,16 +28,16 @@ Trace = Callable[[Callable[[], list[Iteration]]], tuple[list[Activity], list[Ite
 """Runs what it is given; the device's activities meanwhile, by their start, and what came back."""
 
 
-def add_timeline(result: Result, measure: Callable[[], dict[str, Any]]) -> None:
-    """The fractions to the result's metrics, all else to its raw series. Where it fails, the reason to its facts."""
+def add_timeline(measured: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+    """The fractions to the "metrics", all else to the "raw" series. Where it fails, the reason to the "facts"."""
     try:
         summary = measure()
     except Exception as error:
         traceback.print_exc()
-        result.facts["timeline"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        measured["facts"]["timeline"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return
-    result.raw["timeline"] = summary
-    result.metrics |= {name: summary[name] for name in ("device_idle_fraction", "device_gap_fraction")}
+    measured["raw"]["timeline"] = summary
+    measured["metrics"].update({name: summary[name] for name in ("device_idle_fraction", "device_gap_fraction")})
 
 
 def trace_device(run: Callable[[], list[Iteration]]) -> tuple[list[Activity], list[Iteration]]:

@@ -145,8 +145,10 @@ def _with_files(options: Options, job: Job, limit_s: float, log_path: Path) -> O
     settings = {**job.settings, "measurements": options.measurements}
     with tempfile.TemporaryDirectory(prefix="neobench-h200-") as folder:
         if job.prompts is not None:
-            settings["prompts_path"] = str(Path(folder, "prompts.json"))
-            draw(Path(folder, "prompts.json"), **job.prompts)
+            parts = {job.case: job.prompts, **job.also}
+            settings["parts"] = [{"case": case, "path": str(Path(folder, f"{case}.json"))} for case in parts]
+            for case, prompts in parts.items():
+                draw(Path(folder, f"{case}.json"), **prompts)
         if job.child == "vllm_child":
             settings["model_folder"] = str(Path(folder, "model"))
             write_config(Path(folder, "model"), resolve_shape(settings["model"]), settings["llm"]["dtype"])
@@ -180,7 +182,13 @@ def read_runs(options: Options) -> list[dict[str, Any]]:
                 f"{options.out} has runs of scale {run['scale']} on {run['device']}: choose another --out "
                 f"for scale {options.scale} on {options.device}"
             )
-    return [{**run, **part} for run in runs for part in ({}, *run.get("again", ()))]
+    return [record for run in runs for record in (run, *(_further(run, part) for part in run.get("again", ())))]
+
+
+def _further(run: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The record of a further measurement of the run's process."""
+    measured = {name: part[name] for name in ("metrics", "facts", "raw")}
+    return {**run, **measured, "job": {**run["job"], "case": part["case"]}}
 
 
 def write_rows(options: Options) -> list[dict[str, Any]]:

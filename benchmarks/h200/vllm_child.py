@@ -21,7 +21,7 @@ def throughput(settings: dict[str, Any]) -> Result:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import vllm
 
-    prompts = json.loads(Path(settings["prompts_path"]).read_text())
+    parts = [(part["case"], json.loads(Path(part["path"]).read_text())) for part in settings["parts"]]
     llm = vllm.LLM(
         model=settings["model_folder"],
         skip_tokenizer_init=True,
@@ -31,19 +31,29 @@ def throughput(settings: dict[str, Any]) -> Result:
         disable_log_stats=True,
         **settings["llm"],
     )
-    _generate(vllm, llm, prompts["warmup"])
-    first, *again = [_measured(vllm, llm, prompts["requests"]) for _ in range(settings["measurements"])]
     facts = {
         "vllm": vllm.__version__,
         "llm": settings["llm"],
         "in_process": bool(settings.get("in_process")),
         "num_gpu_blocks": _num_gpu_blocks(llm),
-        "prompts": prompts["facts"],
     }
-    return Result(first["metrics"], facts, first["raw"], again)
+    for _, prompts in parts:
+        _generate(vllm, llm, prompts["warmup"])
+    answers = (_measured(vllm, llm, case, prompts) for case, prompts in parts for _ in range(settings["measurements"]))
+    first = next(answers)
+    result = Result(first["metrics"], facts | first["facts"], first["raw"])
+
+    def rest() -> None:
+        for answer in answers:
+            result.again.append(answer)
+            result.save()
+
+    result.rest = rest
+    return result
 
 
-def _measured(vllm: Any, llm: Any, requests: list[tuple[list[int], int]]) -> dict[str, Any]:
+def _measured(vllm: Any, llm: Any, case: str, prompts: dict[str, Any]) -> dict[str, Any]:
+    requests = prompts["requests"]
     start = time.perf_counter()
     counts = _generate(vllm, llm, requests)
     wall_s = time.perf_counter() - start
@@ -52,7 +62,7 @@ def _measured(vllm: Any, llm: Any, requests: list[tuple[list[int], int]]) -> dic
         wrong = sum(count != number for count, number in zip(counts, wanted, strict=True))
         raise MeasurementError(f"{wrong} of {len(wanted)} requests got another number of tokens than asked for")
     metrics = {"output_tokens_per_s": sum(counts) / wall_s, "requests_per_s": len(counts) / wall_s}
-    return {"metrics": metrics, "raw": {"wall_s": wall_s}}
+    return {"case": case, "metrics": metrics, "facts": {"prompts": prompts["facts"]}, "raw": {"wall_s": wall_s}}
 
 
 def _num_gpu_blocks(llm: Any) -> int | None:

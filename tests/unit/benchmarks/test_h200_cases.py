@@ -27,10 +27,12 @@ def test_every_engine_holds_every_request_of_its_case(case: str, scale: Scale, d
     for job in jobs(case, scale=scale, device=device):
         if job.prompts is None:
             continue
-        draw(tmp_path / "prompts.json", **job.prompts)
-        prompts = read_prompts(str(tmp_path / "prompts.json"))
-        assert len(prompts["requests"]) == job.prompts["num_requests"]
-        requests = [*prompts["requests"], *prompts["warmup"]]
+        requests = []
+        for arguments in (job.prompts, *job.also.values()):
+            draw(tmp_path / "prompts.json", **arguments)
+            prompts = read_prompts(str(tmp_path / "prompts.json"))
+            assert len(prompts["requests"]) == arguments["num_requests"]
+            requests += [*prompts["requests"], *prompts["warmup"]]
         if job.child == "vllm_child":
             llm = job.settings["llm"]
             longest = max(len(prompt) + output for prompt, output in requests)
@@ -44,7 +46,7 @@ def test_every_engine_holds_every_request_of_its_case(case: str, scale: Scale, d
 @pytest.mark.parametrize(("scale", "device"), SCALES)
 def test_every_row_has_jobs_that_fill_it_and_every_job_a_row(scale: Scale, device: Device) -> None:
     for case in CASES:
-        made = {(job.case, job.system) for job in jobs(case, scale=scale, device=device)}
+        made = {(part, job.system) for job in jobs(case, scale=scale, device=device) for part in (job.case, *job.also)}
         rows = comparisons(case, scale=scale, device=device)
         needed = {(row.case, system) for row in rows for system in (row.system, *row.baselines)}
         assert needed == made
@@ -68,20 +70,20 @@ def test_settings_of_the_cases_are_those_asked_for() -> None:
     assert engines["3", "asymmetric_pipeline"]["max_batch_tokens"] == 2048
     assert engines["3", "chunked_prefill"]["max_batch_tokens"] == 512
     assert engines["4a", "asymmetric_pipeline"]["device_blocks"] == 831
-    assert engines["6-out300", "asymmetric_pipeline-4t"]["host_threads"] == 4
-    a10g = EngineConfig(**emulated_settings(engines["6-out300", "gpu_only"]))
+    assert engines["6-out50", "asymmetric_pipeline-4t"]["host_threads"] == 4
+    a10g = EngineConfig(**emulated_settings(engines["6-out50", "gpu_only"]))
     assert (a10g.sms, a10g.device_blocks * a10g.block_size) == (8, 26_400)
     assert all(engine["device"] == "cuda" for engine in engines.values())
 
 
 def test_timelines_are_taken_of_neo_on_a_gpu_and_shown_where_they_are() -> None:
     replayed = {
-        (job.case, job.system)
+        (part, job.system)
         for case in CASES
         for job in jobs(case, scale="full", device="cuda")
-        if job.settings.get("timeline_requests")
+        for part in job.settings.get("timeline_requests", {})
     }
-    assert {case for case, _ in replayed} == {"3", "4b-500-500", "4b-1000-200", "6-out200"}
+    assert {case for case, _ in replayed} == {"3", "4b-500-500", "6-out50"}
     assert {system.partition("-")[0] for _, system in replayed} == {"asymmetric_pipeline"}
     rows = [row for case in CASES for row in comparisons(case, scale="full", device="cuda")]
     gaps = {(row.case, row.system): row.required for row in rows if row.metric == "device_gap_fraction"}

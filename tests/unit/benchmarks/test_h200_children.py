@@ -86,7 +86,7 @@ def test_a_death_by_signal_is_told(job: Job, tmp_path: Path) -> None:
 
 def test_what_comes_after_the_measurement_adds_to_it(job: Job, tmp_path: Path) -> None:
     outcome = run_child(told(job, "rest"), limit_s=30.0, log_path=tmp_path / "log", vllm=VllmPlace())
-    assert outcome.answer == {"metrics": {"half": 0.5, "more": 1.0}, "facts": {}, "raw": {}}
+    assert outcome.answer == {"metrics": {"half": 0.5, "more": 1.0}, "facts": {}, "raw": {}, "again": []}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_comes_after_the_measurement_does_not_lose_it(
 ) -> None:
     outcome = run_child(told(job, do), limit_s=limit_s, log_path=tmp_path / "log", vllm=VllmPlace())
     assert outcome.reason is None
-    assert outcome.answer == {"metrics": {"half": 0.5}, "facts": {"unfinished": reason}, "raw": {}}
+    assert outcome.answer == {"metrics": {"half": 0.5}, "facts": {"unfinished": reason}, "raw": {}, "again": []}
 
 
 def test_a_child_that_hangs_is_stopped_with_its_own_children(job: Job, tmp_path: Path) -> None:

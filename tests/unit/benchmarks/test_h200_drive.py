@@ -139,10 +139,15 @@ def test_a_single_stream_is_read_against_the_weights_of_the_same_run(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     draw(tmp_path / "p.json", workload="exact:20,24", num_requests=1, num_warmup=1, model="tiny")
     engine = {"policy": "gpu_only", "device_blocks": 24, "host_memory_bytes": 2**20}
-    result = single_stream({"prompts_path": str(tmp_path / "p.json"), "engine": engine})
+    parts = [{"case": "2-single", "path": str(tmp_path / "p.json")}]
+    result = single_stream({"parts": parts, "measurements": 2, "engine": engine})
+    assert result.again == []
     assert result.rest is not None
     result.rest()
     metrics = result.metrics
+    (again,) = result.again
+    assert again["case"] == "2-single"
+    assert again["metrics"].keys() == metrics.keys()
     tokens_ms = [wall_ns / 1e6 for wall_ns in result.raw["steps"]["wall_ns"]]
     assert min(tokens_ms) <= metrics["ms_per_token"] <= max(tokens_ms)
     read = weight_bytes_read(NAMED_SHAPES["tiny"], "float32")

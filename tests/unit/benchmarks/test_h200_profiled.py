@@ -106,7 +106,7 @@ def test_iterations_by_themselves_count_after_the_warm_up() -> None:
 def test_fractions_become_metrics_and_the_rest_raw() -> None:
     result = Result({"rate": 1.0})
     summary = {"device_idle_fraction": 0.2, "device_gap_fraction": 0.1, "iterations": 3}
-    add_timeline(result, lambda: summary)
+    add_timeline(vars(result), lambda: summary)
     assert result.metrics == {"rate": 1.0, "device_idle_fraction": 0.2, "device_gap_fraction": 0.1}
     assert (result.raw, result.facts) == ({"timeline": summary}, {})
 
@@ -117,7 +117,7 @@ def test_a_profiler_that_fails_is_a_fact_and_loses_nothing(monkeypatch: pytest.M
     engine = small_engine("asymmetric_pipeline")
     result = Result({"rate": 1.0})
     try:
-        add_timeline(result, lambda: steps_timeline(engine, REQUESTS, trace_device))
+        add_timeline(vars(result), lambda: steps_timeline(engine, REQUESTS, trace_device))
         assert not engine.has_work
     finally:
         engine.close()
