@@ -15,38 +15,31 @@ _WEIGHT = 0.1
 _MAX_FACTOR = 4.0
 """No factor leaves [1/4, 4], and no single step counts as more: beyond that a step was disturbed, not mispredicted."""
 
-_LEAST_WAIT_PARTS = 50
-"""Waits below the fiftieth part of the host's time count as so much: fetching its output takes about as long."""
-
 
 @dataclass(frozen=True)
 class Correction:
     """Measured over tabulated time by kind of stage: exponentially weighted geometric means, 1.0 before any step.
 
-    `fixed` is all that a step does outside its layers: inputs, moves, LM head, sampling. `handover` follows how long
-    the device waits for the host: of that time the way there and back is what the tables know least.
+    `fixed` is all that a step does outside its layers: inputs, moves, LM head, sampling.
     """
 
     linear: float = 1.0
     device_attention: float = 1.0
     host_attention: float = 1.0
     fixed: float = 1.0
-    handover: float = 1.0
 
     def after(self, predicted: StageTimes, measured: StageTimes) -> Correction:
         """The factors once a step that was predicted with these ones has been measured.
 
         A kind that the step did not have keeps its factor. Where an executor measures no stages but the total and the
-        host's, the total less the waiting for the host stands for the others.
+        host's, the total stands for the others.
         """
         has_stages = measured.linear_ns > 0
-        knows_host = measured.host_decode_ns > 0
-        rest_ns = [times.total_ns - (times.host_wait_ns if knows_host else 0) for times in (predicted, measured)]
         updated = []
         for kind, ours, theirs in zip(fields(self), _kinds(predicted), _kinds(measured), strict=True):
-            is_known = has_stages or (knows_host and kind.name in ("host_attention", "handover"))
-            if ours > 0 and not is_known:
-                theirs = rest_ns[1] * ours // max(1, rest_ns[0])
+            is_measured = has_stages or (kind.name == "host_attention" and theirs > 0)
+            if ours > 0 and not is_measured:
+                theirs = measured.total_ns * ours // predicted.total_ns
             updated.append(_moved(getattr(self, kind.name), ours, theirs))
         return Correction(*updated)
 
@@ -60,8 +53,6 @@ def _kinds(times: StageTimes) -> Iterator[int]:
     yield device_attention_ns
     yield times.host_decode_ns
     yield times.total_ns - times.linear_ns - device_attention_ns - times.host_wait_ns
-    # A predicted wait of nothing could not be corrected.
-    yield max(times.host_wait_ns, times.host_decode_ns // _LEAST_WAIT_PARTS)
 
 
 def _moved(factor: float, predicted_ns: int, measured_ns: int) -> float:

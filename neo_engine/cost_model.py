@@ -296,7 +296,7 @@ class CostModel:
         )
 
     def _handover(self, load: BatchLoad) -> float:
-        return self.correction.handover * self.tables.handover_ns if load.host_rows else 0.0
+        return self.tables.handover_ns if load.host_rows else 0.0
 
     def predict(self, mode: Mode, loads: Sequence[BatchLoad], moved_blocks: int = 0) -> StageTimes:
         """Stage times of a whole iteration."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.executor.host_link import HostLink
 from neobench.neo_engine.executor.lanes import Lane
@@ -11,9 +9,6 @@ from neobench.neo_engine.executor.stopwatch import Stopwatch
 from neobench.neo_engine.executor.tiers import Tiers
 from neobench.neo_engine.kernels.decode_attention import DecodeAttention
 from neobench.neo_engine.model.fused_layers import FusedLayers, Store
-
-_TIMED_EVERY = 4
-"""Of how many layers one is timed for all: two events a layer and sub-batch would take 3 % of a 7B's iteration."""
 
 
 class LaneSteps:
@@ -41,7 +36,8 @@ class LaneSteps:
         if step:
             self._attend_on_device(step - 1, lane, watch)
             if lane.num_host:
-                self._receive(step - 1, lane, watch)
+                with watch.stage("host_wait"):
+                    self._link.receive(step - 1, lane)
             with watch.stage("linear"):
                 lane.delta = self._layers.after_attention(step - 1, lane.x, lane.attention)
         else:
@@ -52,12 +48,6 @@ class LaneSteps:
                 self._before_attention(step, lane)
         elif lane.delta is not None:
             lane.x += lane.delta
-
-    def _receive(self, layer: int, lane: Lane, watch: Stopwatch) -> None:
-        is_timed = layer % _TIMED_EVERY == 0
-        counts = min(_TIMED_EVERY, self._num_layers - layer)
-        with watch.stage("host_wait", counts=counts) if is_timed else nullcontext():
-            self._link.receive(layer, lane)
 
     def _before_attention(self, layer: int, lane: Lane) -> None:
         stores: tuple[Store, ...] = (Store(slice(0, lane.num_rows), self._tiers.device, layer),)

@@ -21,12 +21,11 @@ class Stopwatch:
         self._is_cuda = device.type == "cuda"
         self._stages = stages
         self._in_graph = in_graph
-        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event, int]]] = defaultdict(list)
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
         self._elapsed_ns: dict[str, int] = defaultdict(int)
 
     @contextmanager
-    def stage(self, name: str, *, counts: int = 1) -> Iterator[None]:
-        """Times what is queued in it; `counts` times, where it stands for others like it that are not timed."""
+    def stage(self, name: str) -> Iterator[None]:
         if self._stages is not None and name not in self._stages:
             yield
         elif self._is_cuda:
@@ -34,14 +33,14 @@ class Stopwatch:
             start.record()
             yield
             end.record()
-            self._events[name].append((start, end, counts))
+            self._events[name].append((start, end))
         else:
             start_ns = perf_counter_ns()
             yield
-            self._elapsed_ns[name] += counts * (perf_counter_ns() - start_ns)
+            self._elapsed_ns[name] += perf_counter_ns() - start_ns
 
     def elapsed_ns(self, name: str) -> int:
-        on_device_ms = sum(counts * float(start.elapsed_time(end)) for start, end, counts in self._events[name])
+        on_device_ms = sum(float(start.elapsed_time(end)) for start, end in self._events[name])
         return self._elapsed_ns[name] + round(1e6 * on_device_ms)
 
     def _event(self) -> torch.cuda.Event:
