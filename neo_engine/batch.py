@@ -152,6 +152,12 @@ class QueuesView:
     prefilling_on_host: Sequence[RequestView] = ()
     last_mode: Mode = Mode.IDLE
 
+    @property
+    def is_empty(self) -> bool:
+        return not (
+            self.waiting or self.on_device or self.on_host or self.prefilling_on_device or self.prefilling_on_host
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class KvView:

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
-from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StepPlan
+from neobench.neo_engine.batch import BatchLimits, Mode, QueuesView, RequestView, StageTimes, StepPlan
 from neobench.neo_engine.config import EngineConfig
 from neobench.neo_engine.correction import PredictionErrors
 from neobench.neo_engine.cost_model import CostModel
-from neobench.neo_engine.executor.base import Executor, SampleRow
-from neobench.neo_engine.executor.inputs import fill_in, request_ids
+from neobench.neo_engine.executor.base import Executor, SampleRow, ahead_executor
+from neobench.neo_engine.executor.inputs import BatchInputs, fill_in, request_ids
 from neobench.neo_engine.kv_cache.block_tables import BlockMove, BlockTables
-from neobench.neo_engine.request import FinishReason, Request, SamplingParams, Tier, TokenOutput, check_request
+from neobench.neo_engine.request import (
+    PENDING_TOKEN,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Tier,
+    TokenOutput,
+    check_request,
+)
 from neobench.neo_engine.scheduler.policy import Policy, make_policy
 from neobench.neo_engine.stats import EngineStats
+
+
+@dataclass
+class Flight:
+    """An iteration under way, and which requests will get its tokens."""
+
+    plan: StepPlan
+    ids: list[int]
+    computed_before: dict[int, int] = field(default_factory=dict)
+    """By request, num_computed_tokens as it was."""
 
 
 class NeoEngine:
@@ -26,6 +45,8 @@ class NeoEngine:
     def __init__(self, config: EngineConfig, executor: Executor, costs: CostModel) -> None:
         self.config = config
         self._executor = executor
+        self._ahead = ahead_executor(executor)
+        self._flights: list[Flight] = []
         self._costs = costs
         self._policy: Policy = make_policy(
             config.policy, BatchLimits(max_batch_tokens=config.max_batch_tokens, max_batch_rows=config.max_batch_rows)
@@ -63,35 +84,138 @@ class NeoEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests or self._flights)
 
     def step(self) -> list[TokenOutput]:
-        """Plan and run one iteration; one output for each request that got a token."""
-        if not self._requests:
-            return []
+        """Plan and run one iteration; one output for each request that got a token.
+
+        Where the executor can, the next iteration is planned and queued before this one ends: its tokens come with the
+        next call, and those of requests that have ended meanwhile are dropped.
+        """
+        try:
+            if not self._flights:
+                plan = self._plan()
+                if plan is None:
+                    return []
+                if not self._can_be_queued(plan):
+                    return self._execute(plan)
+                self._flights.append(self._queue(plan, ids_before=()))
+            self._queue_next(self._flights[0])
+            return self._land(self._flights[0])
+        except BaseException:
+            self._recall()
+            raise
+
+    def _plan(self) -> StepPlan | None:
+        """None where there is nothing to do, or nothing that can be done before an iteration under way has ended."""
         start = perf_counter_ns()
-        plan = self._policy.next_step(self._queues(), self._tables.view(), self._costs)
+        queues = self._queues()
+        if queues.is_empty:
+            return None
+        plan = self._policy.next_step(queues, self._tables.view(), self._costs)
+        self._stats.scheduling_ns += perf_counter_ns() - start
+        if plan.is_empty and self._flights:
+            return None
         if plan.is_empty:
             raise RuntimeError(f"{self.config.policy} made an empty plan with {len(self._requests)} requests waiting")
+        return plan
+
+    def _execute(self, plan: StepPlan) -> list[TokenOutput]:
+        moves, inputs, ids = self._carried_out(plan, ids_before=())
+        sampling = [self._sample_row(self._requests[request_id]) for request_id in ids]
+        tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
+        self._count(plan, measured)
+        self._run(plan)
+        return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
+
+    def _carried_out(
+        self, plan: StepPlan, ids_before: Sequence[int]
+    ) -> tuple[list[BlockMove], list[BatchInputs], list[int]]:
+        """Moves, inputs, and the requests that will get a token, once the plan's blocks are theirs."""
+        start = perf_counter_ns()
         self._stats.steps += 1
         self._last_mode = plan.mode
         moves = self._apply(plan)
-        inputs = [fill_in(batch, self._requests, self._tables) for batch in plan.sub_batches]
+        inputs = [fill_in(batch, self._requests, self._tables, ids_before) for batch in plan.sub_batches]
         ids = [request_id for batch in plan.sub_batches for request_id in request_ids(batch)]
-        sampling = [self._sample_row(self._requests[request_id]) for request_id in ids]
         self._stats.scheduling_ns += perf_counter_ns() - start
-        tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
+        return moves, inputs, ids
+
+    def _count(self, plan: StepPlan, measured: StageTimes) -> None:
         self._stats.count_plan(plan)
         self._stats.count_times(plan.predicted, measured)
         self._errors.add(plan.predicted.total_ns, measured.total_ns)
         if self.config.correct_costs:
             self._costs = self._costs.corrected_by(plan.predicted, measured)
+
+    def _run(self, plan: StepPlan) -> None:
+        """What the plan's rows have computed, or will have, of requests that are still there."""
         for batch in plan.sub_batches:
-            for prefill in batch.prefills:
-                self._ran(self._requests[prefill.request_id], prefill.end_tokens)
-            for row in (*batch.device_decodes, *batch.host_decodes):
-                self._ran(self._requests[row.request_id], row.context_tokens)
-        return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
+            ends = [(prefill.request_id, prefill.end_tokens) for prefill in batch.prefills]
+            ends += [(row.request_id, row.context_tokens) for row in (*batch.device_decodes, *batch.host_decodes)]
+            for request_id, end_tokens in ends:
+                if request_id in self._requests:
+                    self._ran(self._requests[request_id], end_tokens)
+
+    def _can_be_queued(self, plan: StepPlan) -> bool:
+        """Whether it is one sub-batch on the device alone, of requests that take the likeliest tokens."""
+        if self._ahead is None or plan.mode is not Mode.GPU_ONLY or plan.swap_in or plan.swap_out:
+            return False
+        (batch,) = plan.sub_batches
+        prompts = [self._requests[prefill.request_id] for prefill in batch.prefills]
+        decodes = [self._requests[row.request_id] for row in batch.device_decodes]
+        return (
+            not batch.host_decodes
+            and all(prefill.tier is Tier.DEVICE for prefill in batch.prefills)
+            and all(request.params.is_greedy for request in (*prompts, *decodes))
+            and not any(request.has_pending_token for request in prompts)
+        )
+
+    def _queue(self, plan: StepPlan, ids_before: Sequence[int]) -> Flight:
+        assert self._ahead is not None
+        _, (inputs,), ids = self._carried_out(plan, ids_before)
+        self._ahead.queue(inputs)
+        return Flight(plan, ids)
+
+    def _queue_next(self, flight: Flight) -> None:
+        """The iteration after one that is under way, if that can be planned and queued without its tokens."""
+        flight.computed_before = {i: request.num_computed_tokens for i, request in self._requests.items()}
+        self._run(flight.plan)
+        for request_id in flight.ids:
+            if request_id in self._requests:
+                self._requests[request_id].output_token_ids.append(PENDING_TOKEN)
+        plan = self._plan()
+        if plan is not None and self._can_be_queued(plan):
+            self._flights.append(self._queue(plan, flight.ids))
+
+    def _land(self, flight: Flight) -> list[TokenOutput]:
+        assert self._ahead is not None
+        tokens, measured = self._ahead.finish()
+        self._flights.remove(flight)
+        self._count(flight.plan, measured)
+        outputs = []
+        for request_id, token in zip(flight.ids, tokens, strict=True):
+            request = self._requests.get(request_id)
+            if request is not None:
+                request.output_token_ids.pop()
+                outputs.append(self._advance(request, token))
+        return outputs
+
+    def _recall(self) -> None:
+        """After an error: requests are again where they were before whatever is under way."""
+        if self._flights and self._ahead is not None:
+            self._ahead.discard()
+        for flight in reversed(self._flights):
+            for request_id, num_computed_tokens in flight.computed_before.items():
+                if request_id in self._requests:
+                    # What has been preempted since has no KV left to go back to.
+                    self._requests[request_id].num_computed_tokens = (
+                        num_computed_tokens if request_id in self._tables else 0
+                    )
+            for request_id in flight.ids:
+                if request_id in self._requests and self._requests[request_id].has_pending_token:
+                    self._requests[request_id].output_token_ids.pop()
+        self._flights.clear()
 
     def _queues(self) -> QueuesView:
         waiting: list[RequestView] = []
@@ -100,6 +224,8 @@ class NeoEngine:
         step = self._stats.steps
         # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
         for request_id, request in self._requests.items():
+            if request.has_pending_token and request.is_complete:
+                continue  # it ends with the iteration under way
             num_tokens, num_computed_tokens = request.num_tokens, request.num_computed_tokens
             idle_steps = step - request.last_progress_step
             table = self._tables.get(request_id)
@@ -155,7 +281,7 @@ class NeoEngine:
             return FinishReason.STOP
         if not params.ignore_eos and token in self.config.shape.eos_token_ids:
             return FinishReason.STOP
-        if len(request.output_token_ids) >= params.max_tokens:
+        if request.is_complete:
             return FinishReason.LENGTH
         return None
 

@@ -12,7 +12,7 @@ import torch
 from neobench.neo_engine.batch import Mode, StageTimes
 from neobench.neo_engine.config import ConfigError, EngineConfig
 from neobench.neo_engine.device_limits import copy_bytes_per_s, gemm_flops_per_s
-from neobench.neo_engine.executor.base import Executor, SampleRow
+from neobench.neo_engine.executor.base import AheadExecutor, Executor, SampleRow, ahead_executor
 from neobench.neo_engine.executor.inputs import BatchInputs
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
 
@@ -110,6 +110,28 @@ class RestrictedExecutor:
     ) -> tuple[list[int], StageTimes]:
         with self._restriction:
             return self._executor.execute(mode, batches, moves, sampling)
+
+    @property
+    def runs_ahead(self) -> bool:
+        return ahead_executor(self._executor) is not None
+
+    def queue(self, inputs: BatchInputs) -> None:
+        with self._restriction:
+            self._ahead.queue(inputs)
+
+    def finish(self) -> tuple[list[int], StageTimes]:
+        with self._restriction:
+            return self._ahead.finish()
+
+    def discard(self) -> None:
+        with self._restriction:
+            self._ahead.discard()
+
+    @property
+    def _ahead(self) -> AheadExecutor:
+        ahead = ahead_executor(self._executor)
+        assert ahead is not None
+        return ahead
 
     def warm_up(self, *, offloads: bool) -> None:
         with self._restriction:

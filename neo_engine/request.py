@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from neobench.neo_engine.config import EngineConfig
 
+PENDING_TOKEN = -1
+"""The last output token of a request, where the device is still computing it."""
+
 
 class Tier(enum.Enum):
     """Where the KV cache of a request lives. It is never split."""
@@ -22,6 +25,10 @@ class FinishReason(str, enum.Enum):
     STOP = "stop"
     ABORT = "abort"
     ERROR = "error"
+
+
+GREEDY_BELOW_TEMPERATURE = 1e-5
+"""Colder than this is greedy: logits divided by less would overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW_TEMPERATURE
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -90,6 +101,15 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output so far: what a prefill after a preemption must compute again."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has all the output that was asked for."""
+        return len(self.output_token_ids) >= self.params.max_tokens
+
+    @property
+    def has_pending_token(self) -> bool:
+        return bool(self.output_token_ids) and self.output_token_ids[-1] == PENDING_TOKEN
 
     @property
     def last_token_id(self) -> int:

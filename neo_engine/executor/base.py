@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from neobench.neo_engine.batch import Mode, StageTimes
 from neobench.neo_engine.executor.inputs import BatchInputs
@@ -52,3 +52,27 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class AheadExecutor(Executor, Protocol):
+    """One that takes the next iteration while it carries out another, so that planning costs the device no time."""
+
+    def queue(self, inputs: BatchInputs) -> None:
+        """One sub-batch with nothing on the host, all of whose tokens are the likeliest. Two at most at a time.
+
+        A token id of -1 - i stands for token i of the iteration queued before, which nobody knows yet.
+        """
+        ...
+
+    def finish(self) -> tuple[list[int], StageTimes]:
+        """Of the earliest queued iteration its tokens and, as its time, how long it kept the others waiting."""
+        ...
+
+    def discard(self) -> None:
+        """After an error: nothing is queued any longer."""
+        ...
+
+
+def ahead_executor(executor: Executor) -> AheadExecutor | None:
+    """The executor, where it can run ahead."""
+    return cast(AheadExecutor, executor) if getattr(executor, "runs_ahead", False) else None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
@@ -41,6 +43,17 @@ _logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 _ALWAYS_TIMED = frozenset({"host_wait"})
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """An iteration under way: its tokens are there once the event has come."""
+
+    tokens: Tensor
+    ended: torch.cuda.Event | None
+    start_ns: int
+
+
 _WARM_HOST_ROWS = 64
 """Of a sub-batch, up to which its graphs are captured before serving."""
 
@@ -51,7 +64,9 @@ def host_threads(config: EngineConfig) -> int:
 
 
 class GpuExecutor:
-    """Implements `Executor` on the device that holds the model."""
+    """Implements `AheadExecutor` on the device that holds the model."""
+
+    runs_ahead = True
 
     def __init__(self, config: EngineConfig, model: LlamaModel, say: Say = _logger.info) -> None:
         """Raises ConfigError for a KV layout that the device's kernels cannot read."""
@@ -73,11 +88,17 @@ class GpuExecutor:
         # Graphs leave them in one place: of each its own they would take gigabytes.
         num_logits = 2 * config.max_batch_rows if self._is_cuda else 0
         self._graph_logits = torch.empty(num_logits, config.shape.vocab_size, device=self._device)
+        most_predicting = 3 * config.max_batch_rows + config.max_batch_tokens
+        self._likeliest = torch.zeros(most_predicting, dtype=torch.int64, device=self._device)
+        # Two, for those of an iteration are read while the next leaves its own.
+        self._likeliest_on_host = [
+            torch.zeros(most_predicting, dtype=torch.int64, pin_memory=self._is_cuda) for _ in range(2)
+        ]
+        self._queued: deque[_Queued] = deque()
+        self._last_end_ns = 0
         self._stages: frozenset[str] | None = _ALWAYS_TIMED
         if self._is_cuda:
             self._compute, self._copies, self._out = (stream_flags.new_stream(self._device) for _ in range(3))
-            most_predicting = 3 * config.max_batch_rows + config.max_batch_tokens
-            self._likeliest = torch.zeros(most_predicting, dtype=torch.int64, pin_memory=True)
 
     def _host_attention(self, say: Say) -> PagedDecodeAttention:
         config = self._config
@@ -165,6 +186,7 @@ class GpuExecutor:
                 self._link.abort()
                 raise
             tokens = sample(logits, sampling, likeliest=likeliest) if logits is not None and sampling else []
+            self._last_end_ns = perf_counter_ns()
 
         def elapsed_ns(stage: str) -> int:
             return sum(watch.elapsed_ns(stage) for watch in watches)
@@ -180,11 +202,43 @@ class GpuExecutor:
             moves_ns=elapsed_ns("moves"),
         )
 
-    def _queue_likeliest(self, logits: Tensor | None) -> Tensor | None:
-        """Into page-locked memory while this thread is not waiting yet: afterwards it would wait once more."""
-        if logits is None or not self._is_cuda:
-            return None
-        return self._likeliest[: len(logits)].copy_(logits.argmax(-1), non_blocking=True)
+    def queue(self, inputs: BatchInputs) -> None:
+        start_ns = perf_counter_ns()
+        with torch.inference_mode(), self._on_compute_stream():
+            logits, _ = self._run([inputs], Stopwatch(self._device, frozenset()))
+            tokens = self._queue_likeliest(logits)
+            self._queued.append(_Queued(tokens, self._recorded_event(), start_ns))
+
+    def finish(self) -> tuple[list[int], StageTimes]:
+        queued = self._queued.popleft()
+        if queued.ended is not None:
+            queued.ended.synchronize()
+        end_ns = perf_counter_ns()
+        start_ns = max(queued.start_ns, self._last_end_ns)
+        self._last_end_ns = end_ns
+        return queued.tokens.tolist(), StageTimes(total_ns=end_ns - start_ns)
+
+    def discard(self) -> None:
+        self._queued.clear()
+        if self._is_cuda:
+            self._compute.synchronize()
+
+    def _queue_likeliest(self, logits: Tensor | None) -> Tensor:
+        """Of each row, on the device for the next iteration, and on the host: queued before this thread waits, for it
+        would wait once more."""
+        self._likeliest_on_host.reverse()
+        count = 0 if logits is None else len(logits)
+        on_device, on_host = self._likeliest[:count], self._likeliest_on_host[0][:count]
+        if logits is not None:
+            torch.argmax(logits, -1, out=on_device)
+            on_host.copy_(on_device, non_blocking=True)
+        return on_host
+
+    def _fill_in_likeliest(self, lane: Lane, inputs: BatchInputs) -> None:
+        """Tokens of the iteration before, which only the device knows, in the places of those below 0."""
+        if min(inputs.token_ids, default=0) < 0:
+            known = self._likeliest[(-1 - lane.token_ids).clamp_(min=0)]
+            lane.token_ids.copy_(torch.where(lane.token_ids < 0, known, lane.token_ids))
 
     def _on_compute_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._compute) if self._is_cuda else nullcontext()
@@ -192,10 +246,17 @@ class GpuExecutor:
     def _synchronize(self) -> None:
         if not self._is_cuda:
             return
-        # Asleep, for a core that spins is one less for host attention.
+        event = self._recorded_event()
+        assert event is not None
+        event.synchronize()
+
+    def _recorded_event(self) -> torch.cuda.Event | None:
+        """After all that is queued now. To wait for it is to sleep: a core that spins is one less for the host."""
+        if not self._is_cuda:
+            return None
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
-        event.synchronize()
+        return event
 
     def _move_blocks(self, moves: Sequence[BlockMove]) -> None:
         if not moves:
@@ -211,6 +272,8 @@ class GpuExecutor:
         if not batches:
             return None, [watch]
         lanes = [self._lane(slot, inputs) for slot, inputs in enumerate(batches)]
+        for lane, inputs in zip(lanes, batches, strict=True):
+            self._fill_in_likeliest(lane, inputs)
         if len(lanes) == 1 and not lanes[0].num_host and lanes[0].prompts is None and self._is_cuda:
             return self._run_on_device_alone(lanes[0], watch)
         captured = [self._captured_steps(lane) for lane in lanes]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from neobench.neo_engine.batch import DecodeRow, SubBatch
 from neobench.neo_engine.kv_cache.block_tables import BlockTables
-from neobench.neo_engine.request import Request, Tier
+from neobench.neo_engine.request import PENDING_TOKEN, Request, Tier
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class DecodeInput:
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """Rows in the order prefills, device decodes, host decodes; token_ids and positions have an entry for each."""
+    """Rows in the order prefills, device decodes, host decodes; token_ids and positions have an entry for each.
+
+    A token id of -1 - i is token i of the iteration before (see AheadExecutor).
+    """
 
     token_ids: list[int]
     positions: list[int]
@@ -67,7 +70,11 @@ def request_ids(batch: SubBatch) -> list[int]:
     return prefills + [row.request_id for row in (*batch.device_decodes, *batch.host_decodes)]
 
 
-def fill_in(batch: SubBatch, requests: Mapping[int, Request], tables: BlockTables) -> BatchInputs:
+def fill_in(
+    batch: SubBatch, requests: Mapping[int, Request], tables: BlockTables, ids_before: Sequence[int] = ()
+) -> BatchInputs:
+    """`ids_before` are the requests that get a token from the iteration before, where that is not finished."""
+    pending = {request_id: -1 - index for index, request_id in enumerate(ids_before)}
     token_ids: list[int] = []
     positions: list[int] = []
     prefills = []
@@ -78,7 +85,8 @@ def fill_in(batch: SubBatch, requests: Mapping[int, Request], tables: BlockTable
         blocks = tables[prefill.request_id].blocks
         prefills.append(PrefillInput(prefill.num_tokens, prefill.tier, blocks, start, prefill.ends_prompt))
     for row in (*batch.device_decodes, *batch.host_decodes):
-        token_ids.append(requests[row.request_id].last_token_id)
+        token_id = requests[row.request_id].last_token_id
+        token_ids.append(pending[row.request_id] if token_id == PENDING_TOKEN else token_id)
         positions.append(row.context_tokens - 1)
     return BatchInputs(
         token_ids=token_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,13 +56,27 @@ class Lane:
         return slice(self.num_prompt_tokens, self.num_prompt_tokens + self.num_host)
 
 
-class _RowNumbers:
-    """The four numbers of each row, in page-locked memory and on the device."""
+class _Inputs:
+    """What a step is told of its rows, in page-locked memory and on the device.
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows = rows
-        self.host = torch.zeros(4 * rows, dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.device = self.host.to(device)
+    Twice in page-locked memory: a step may be filled in while the one before it is still being copied.
+    """
+
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        self._host = [torch.zeros(length, dtype=dtype, pin_memory=is_cuda) for _ in range(2)]
+        self._device = torch.zeros(length, dtype=dtype, device=device)
+
+    def __len__(self) -> int:
+        return len(self._device)
+
+    def next_host(self) -> npt.NDArray[Any]:
+        """What `to_device` copies next, of any content."""
+        self._host.reverse()
+        return self._host[0].numpy()
+
+    def to_device(self, count: int) -> Tensor:
+        return self._device[:count].copy_(self._host[0][:count], non_blocking=True)
 
 
 class _RowStates:
@@ -79,46 +94,43 @@ class _RowStates:
 class LaneBuffers:
     """One sub-batch's inputs in page-locked memory and on the device, and its rows' states.
 
-    `fill` may be called again once the device has done what was queued with the lane before.
+    `fill` may be called again while the device does what was queued with the lane before, and no earlier lane.
     """
 
     def __init__(self, config: EngineConfig, slot: int, device: torch.device) -> None:
-        blocks = config.blocks_for(config.max_request_tokens)
-        is_cuda = device.type == "cuda"
         most = 2 * config.max_batch_rows
         self._config = config
         self._slot = slot
-        self._padded_numbers = _RowNumbers(most, device)
+        self._device = device
+        self._max_blocks = config.blocks_for(config.max_request_tokens)
+        self._padded_numbers = _Inputs(4 * most, torch.int64, device)
         self._padded_states = _RowStates(most, config, device)
-        self._other_numbers = _RowNumbers(config.max_batch_tokens, device)
-        self._host_tables = torch.zeros(most, blocks, dtype=torch.int32, pin_memory=is_cuda)
-        self._host_words = torch.zeros(_CONTEXTS_FROM + most, dtype=torch.int32, pin_memory=is_cuda)
-        self._tables = self._host_tables.to(device)
-        self._words = self._host_words.to(device)
+        self._other_numbers = _Inputs(4 * config.max_batch_tokens, torch.int64, device)
+        self._tables = _Inputs(most * self._max_blocks, torch.int32, device)
+        self._words = _Inputs(_CONTEXTS_FROM + most, torch.int32, device)
 
     def fill(self, inputs: BatchInputs, prompts: Prompts | None, *, padded_rows: int | None = None) -> Lane:
         """`padded_rows`, at least those of the inputs, which then hold no prompts: padding changes nothing."""
         num_prompt_tokens = inputs.num_prefill_tokens
         n = padded_rows or len(inputs.token_ids)
+        m = n - num_prompt_tokens
         real = _real_rows(inputs)
         numbers = self._padded_numbers if padded_rows else self._numbers_for(n)
-        states = self._padded_states if padded_rows else _RowStates(n, self._config, self._tables.device)
-        rows = numbers.host.numpy()[: 4 * n].reshape(4, n)
+        states = self._padded_states if padded_rows else _RowStates(n, self._config, self._device)
+        tables = self._filled_tables(inputs, m)
+        rows = numbers.next_host()[: 4 * n].reshape(4, n)
         rows[:] = np.array([[0], [0], [-1], [0]])
         rows[0, real] = inputs.token_ids
         rows[1, real] = inputs.positions
         if prompts is not None:
             rows[2, :num_prompt_tokens] = prompts.slots
-        self._fill_tables(inputs, n - num_prompt_tokens)
         end = num_prompt_tokens + len(inputs.host) + len(inputs.device)
         device_rows = slice(end - len(inputs.device), end)
-        rows[2, device_rows] = self._slots(rows[1, device_rows], first=len(inputs.host))
+        rows[2, device_rows] = self._slots(rows[1, device_rows], tables[len(inputs.host) :])
         logit_rows = real[inputs.logit_rows]
         rows[3, : len(logit_rows)] = logit_rows
-        on_device = numbers.device[: 4 * n].copy_(numbers.host[: 4 * n], non_blocking=True).view(4, n)
-        m = n - num_prompt_tokens
-        num_words = _CONTEXTS_FROM + m
-        words = self._words[:num_words].copy_(self._host_words[:num_words], non_blocking=True)
+        on_device = numbers.to_device(4 * n).view(4, n)
+        words = self._words.to_device(_CONTEXTS_FROM + m)
         return Lane(
             slot=self._slot,
             num_prompt_tokens=num_prompt_tokens,
@@ -130,7 +142,7 @@ class LaneBuffers:
             slots=on_device[2],
             logit_rows=on_device[3],
             host_count=words[:1],
-            tables=self._tables[:m].copy_(self._host_tables[:m], non_blocking=True),
+            tables=self._tables.to_device(m * self._max_blocks).view(m, self._max_blocks),
             contexts=words[_CONTEXTS_FROM:],
             prompts=prompts,
             x=states.x[:n],
@@ -138,26 +150,28 @@ class LaneBuffers:
             attention=states.attention[:n],
         )
 
-    def _numbers_for(self, n: int) -> _RowNumbers:
+    def _numbers_for(self, n: int) -> _Inputs:
         """A prompt may be longer than the budget."""
-        if n > self._other_numbers.rows:
-            self._other_numbers = _RowNumbers(2 * n, self._tables.device)
+        if 4 * n > len(self._other_numbers):
+            self._other_numbers = _Inputs(8 * n, torch.int64, self._device)
         return self._other_numbers
 
-    def _fill_tables(self, inputs: BatchInputs, num_decode_rows: int) -> None:
-        words, tables = self._host_words.numpy(), self._host_tables.numpy()
+    def _filled_tables(self, inputs: BatchInputs, num_decode_rows: int) -> npt.NDArray[np.int32]:
+        """Block tables and contexts of the device's decodes in page-locked memory; the tables of all decodes."""
+        words = self._words.next_host()
         words[0] = num_host = len(inputs.host)
         contexts = words[_CONTEXTS_FROM : _CONTEXTS_FROM + num_decode_rows]
         contexts[:] = 0
         contexts[num_host : num_host + len(inputs.device)] = inputs.device.contexts
+        tables = self._tables.next_host()[: num_decode_rows * self._max_blocks].reshape(-1, self._max_blocks)
         for row, blocks in enumerate(inputs.device.tables, num_host):
             tables[row, : len(blocks)] = blocks
+        return tables
 
-    def _slots(self, positions: npt.NDArray[np.int64], *, first: int) -> npt.NDArray[np.int64]:
-        """Of device rows, whose tables begin at row `first`."""
+    def _slots(self, positions: npt.NDArray[np.int64], tables: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """Of device rows, by the tables that begin with theirs."""
         size = self._config.block_size
-        tables = self._host_tables.numpy()[first : first + len(positions)]
-        blocks = np.take_along_axis(tables, (positions // size)[:, None], axis=1)[:, 0]
+        blocks = np.take_along_axis(tables[: len(positions)], (positions // size)[:, None], axis=1)[:, 0]
         return blocks.astype(np.int64) * size + positions % size
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from neobench.neo_engine.request import SamplingParams
 
-GREEDY_BELOW_TEMPERATURE = 1e-5
-"""Colder than this is greedy: logits divided by less would overflow float32."""
 _ROWS_AT_ONCE = 64
 """Sorted and summed in float64 a row takes some 60 bytes a token of the vocabulary: 0.5 GB for so many rows of 128k."""
 
@@ -50,7 +48,7 @@ def sample(logits: Tensor, rows: Sequence[SampledRow], *, likeliest: Tensor | No
     assert logits.ndim == 2
     assert logits.shape[0] == len(rows)
     tokens: list[int] = (logits.argmax(-1) if likeliest is None else likeliest).tolist()
-    drawn = [row for row in range(len(rows)) if rows[row].params.temperature >= GREEDY_BELOW_TEMPERATURE]
+    drawn = [row for row in range(len(rows)) if not rows[row].params.is_greedy]
     filtered = [row for row in drawn if rows[row].params.top_k or rows[row].params.top_p < 1.0]
     # Each row's way depends on its own parameters alone: another batch must not change its token.
     for numbers, choose in ((sorted(set(drawn) - set(filtered)), _choose), (filtered, _choose_filtered)):
