@@ -13,7 +13,7 @@ from neobench import pacpu
 from neobench.neo_engine.config import ModelShape
 from neobench.neo_engine.kv_cache.layout import KvLayout
 from neobench.pacpu.memory import available_bytes
-from neobench.pacpu.topology import choose_cpus, numa_nodes, usable_cpus
+from neobench.pacpu.topology import choose_cpus, numa_nodes
 
 
 def available_targets() -> tuple[str, ...]:
@@ -73,15 +73,12 @@ class _Slot:
         )
 
 
-def _worker_cpus(num_threads: int, *, has_machine: bool) -> tuple[int, ...] | None:
+def _worker_cpus(num_threads: int) -> tuple[int, ...] | None:
     """Of one NUMA node, where there are several: pages lie on the node of the worker that touched them first.
 
-    On a single node the system places threads better than we can know, beside whatever else runs. Where nothing to
-    speak of does, workers that stay where they are read 3 to 8 % faster (docs/kernels.md), if there is a CPU left for
-    the thread that feeds them.
+    On a single node the system places threads better than we can know, beside whatever else runs.
     """
-    pins = len(numa_nodes()) > 1 or (has_machine and num_threads < len(usable_cpus()))
-    return choose_cpus(num_threads) if pins else None
+    return choose_cpus(num_threads) if len(numa_nodes()) > 1 else None
 
 
 class PagedDecodeAttention:
@@ -104,11 +101,11 @@ class PagedDecodeAttention:
         max_rows: int,
         max_context: int,
         target: str,
-        beside_gpu: bool = False,
+        pin_buffers: bool = False,
     ) -> None:
-        """`beside_gpu`: the CPU has little else to do, and q, k, v and the output lie in page-locked memory."""
+        """`pin_buffers`: q, k, v and the output lie in page-locked memory, for a GPU to read and write."""
         self.layout = layout
-        self._workers = pacpu.WorkerPool(num_threads, cpus=_worker_cpus(num_threads, has_machine=beside_gpu))
+        self._workers = pacpu.WorkerPool(num_threads, cpus=_worker_cpus(num_threads))
         kv_shape = (num_blocks, shape.num_layers, shape.num_kv_heads, layout.piece_bytes)
         # A tier may be empty, memory may not.
         self._memory = pacpu.KvMemory(max(1, math.prod(kv_shape)), pool=self._workers)
@@ -124,7 +121,7 @@ class PagedDecodeAttention:
                 max_rows=max_rows,
                 max_context=max_context,
                 target=target,
-                pin_buffers=beside_gpu,
+                pin_buffers=pin_buffers,
             )
             for _ in range(num_slots)
         ]

@@ -112,7 +112,7 @@ class GpuExecutor:
             max_rows=config.max_batch_rows,
             max_context=config.max_request_tokens,
             target=config.pacpu_target,
-            beside_gpu=self._is_cuda,
+            pin_buffers=self._is_cuda,
         )
         if self._is_cuda and attention.kv.nbytes:
             say(f"pinning {attention.kv.nbytes / 2**30:.1f} GiB of host memory")
