@@ -35,6 +35,8 @@ class Flight:
 
     plan: StepPlan
     ids: list[int]
+    overlaps: bool
+    """Whether another may be started before it ends."""
     computed_before: dict[int, int] = field(default_factory=dict)
     """By request, num_computed_tokens as it was."""
 
@@ -47,6 +49,7 @@ class NeoEngine:
         self._executor = executor
         self._ahead = ahead_executor(executor)
         self._flights: list[Flight] = []
+        self._planned: StepPlan | None = None  # ahead, for requests as they are then
         self._costs = costs
         self._policy: Policy = make_policy(
             config.policy, BatchLimits(max_batch_tokens=config.max_batch_tokens, max_batch_rows=config.max_batch_rows)
@@ -74,6 +77,7 @@ class NeoEngine:
             seed=seed,
             last_progress_step=self._stats.steps,
         )
+        self._planned = None
         return request_id
 
     def abort(self, request_id: int) -> None:
@@ -89,18 +93,18 @@ class NeoEngine:
     def step(self) -> list[TokenOutput]:
         """Plan and run one iteration; one output for each request that got a token.
 
-        Where the executor can, the next iteration is planned and queued before this one ends: its tokens come with the
-        next call, and those of requests that have ended meanwhile are dropped.
+        Where the executor can, the next iteration is planned before this one ends, and started if it can be without
+        this one's tokens: its own come with the next call, and those of requests that have ended meanwhile are dropped.
         """
         try:
             if not self._flights:
-                plan = self._plan()
+                plan, self._planned = self._planned or self._plan(), None
                 if plan is None:
                     return []
-                if not self._can_be_queued(plan):
+                if self._ahead is None:
                     return self._execute(plan)
-                self._flights.append(self._queue(plan, ids_before=()))
-            self._queue_next(self._flights[0])
+                self._flights.append(self._start(plan, ids_before=()))
+            self._plan_next(self._flights[0])
             return self._land(self._flights[0])
         except BaseException:
             self._recall()
@@ -121,8 +125,7 @@ class NeoEngine:
         return plan
 
     def _execute(self, plan: StepPlan) -> list[TokenOutput]:
-        moves, inputs, ids = self._carried_out(plan, ids_before=())
-        sampling = [self._sample_row(self._requests[request_id]) for request_id in ids]
+        moves, inputs, ids, sampling = self._carried_out(plan, ids_before=())
         tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
         self._count(plan, measured)
         self._run(plan)
@@ -130,16 +133,17 @@ class NeoEngine:
 
     def _carried_out(
         self, plan: StepPlan, ids_before: Sequence[int]
-    ) -> tuple[list[BlockMove], list[BatchInputs], list[int]]:
-        """Moves, inputs, and the requests that will get a token, once the plan's blocks are theirs."""
+    ) -> tuple[list[BlockMove], list[BatchInputs], list[int], list[SampleRow]]:
+        """Moves, inputs, and the requests that will get a token and how, once the plan's blocks are theirs."""
         start = perf_counter_ns()
         self._stats.steps += 1
         self._last_mode = plan.mode
         moves = self._apply(plan)
         inputs = [fill_in(batch, self._requests, self._tables, ids_before) for batch in plan.sub_batches]
         ids = [request_id for batch in plan.sub_batches for request_id in request_ids(batch)]
+        sampling = [self._sample_row(self._requests[request_id]) for request_id in ids]
         self._stats.scheduling_ns += perf_counter_ns() - start
-        return moves, inputs, ids
+        return moves, inputs, ids, sampling
 
     def _count(self, plan: StepPlan, measured: StageTimes) -> None:
         self._stats.count_plan(plan)
@@ -157,36 +161,41 @@ class NeoEngine:
                 if request_id in self._requests:
                     self._ran(self._requests[request_id], end_tokens)
 
-    def _can_be_queued(self, plan: StepPlan) -> bool:
+    def _may_overlap(self, plan: StepPlan) -> bool:
         """Whether it is one sub-batch on the device alone, of requests that take the likeliest tokens."""
-        if self._ahead is None or plan.mode is not Mode.GPU_ONLY or plan.swap_in or plan.swap_out:
+        if plan.mode is not Mode.GPU_ONLY or plan.swap_in or plan.swap_out:
             return False
         (batch,) = plan.sub_batches
-        prompts = [self._requests[prefill.request_id] for prefill in batch.prefills]
-        decodes = [self._requests[row.request_id] for row in batch.device_decodes]
+        rows = [*(prefill.request_id for prefill in batch.prefills), *(row.request_id for row in batch.device_decodes)]
         return (
             not batch.host_decodes
             and all(prefill.tier is Tier.DEVICE for prefill in batch.prefills)
-            and all(request.params.is_greedy for request in (*prompts, *decodes))
-            and not any(request.has_pending_token for request in prompts)
+            and all(self._requests[request_id].params.is_greedy for request_id in rows)
         )
 
-    def _queue(self, plan: StepPlan, ids_before: Sequence[int]) -> Flight:
+    def _start(self, plan: StepPlan, ids_before: Sequence[int]) -> Flight:
         assert self._ahead is not None
-        _, (inputs,), ids = self._carried_out(plan, ids_before)
-        self._ahead.queue(inputs)
-        return Flight(plan, ids)
+        overlaps = self._may_overlap(plan)
+        moves, inputs, ids, sampling = self._carried_out(plan, ids_before)
+        self._ahead.start(inputs, moves, sampling)
+        return Flight(plan, ids, overlaps)
 
-    def _queue_next(self, flight: Flight) -> None:
-        """The iteration after one that is under way, if that can be planned and queued without its tokens."""
+    def _plan_next(self, flight: Flight) -> None:
+        """The iteration after one that is under way, and start it if that is possible without its tokens."""
         flight.computed_before = {i: request.num_computed_tokens for i, request in self._requests.items()}
         self._run(flight.plan)
         for request_id in flight.ids:
             if request_id in self._requests:
                 self._requests[request_id].output_token_ids.append(PENDING_TOKEN)
         plan = self._plan()
-        if plan is not None and self._can_be_queued(plan):
-            self._flights.append(self._queue(plan, flight.ids))
+        if plan is None:
+            return
+        prompts = [prefill.request_id for batch in plan.sub_batches for prefill in batch.prefills]
+        needs_tokens = any(self._requests[request_id].has_pending_token for request_id in prompts)
+        if flight.overlaps and not needs_tokens and self._may_overlap(plan):
+            self._flights.append(self._start(plan, flight.ids))
+        else:
+            self._planned = plan
 
     def _land(self, flight: Flight) -> list[TokenOutput]:
         assert self._ahead is not None
@@ -216,6 +225,7 @@ class NeoEngine:
                 if request_id in self._requests and self._requests[request_id].has_pending_token:
                     self._requests[request_id].output_token_ids.pop()
         self._flights.clear()
+        self._planned = None
 
     def _queues(self) -> QueuesView:
         waiting: list[RequestView] = []
@@ -286,6 +296,8 @@ class NeoEngine:
         return None
 
     def _forget(self, request_id: int) -> None:
+        if not self._requests[request_id].is_complete:
+            self._planned = None  # which counted on it
         self._tables.release(request_id)
         del self._requests[request_id]
 

@@ -115,9 +115,9 @@ class RestrictedExecutor:
     def runs_ahead(self) -> bool:
         return ahead_executor(self._executor) is not None
 
-    def queue(self, inputs: BatchInputs) -> None:
+    def start(self, batches: Sequence[BatchInputs], moves: Sequence[BlockMove], sampling: Sequence[SampleRow]) -> None:
         with self._restriction:
-            self._ahead.queue(inputs)
+            self._ahead.start(batches, moves, sampling)
 
     def finish(self) -> tuple[list[int], StageTimes]:
         with self._restriction:

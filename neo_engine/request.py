@@ -91,7 +91,6 @@ class Request:
     params: SamplingParams
     seed: int
     output_token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
     num_computed_tokens: int = 0
     """Tokens whose KV exists."""
     last_progress_step: int = 0

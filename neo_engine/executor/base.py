@@ -57,19 +57,20 @@ class Executor(Protocol):
 class AheadExecutor(Executor, Protocol):
     """One that takes the next iteration while it carries out another, so that planning costs the device no time."""
 
-    def queue(self, inputs: BatchInputs) -> None:
-        """One sub-batch with nothing on the host, all of whose tokens are the likeliest. Two at most at a time.
+    def start(self, batches: Sequence[BatchInputs], moves: Sequence[BlockMove], sampling: Sequence[SampleRow]) -> None:
+        """As `execute`, but does not wait for the end: `finish` does.
 
-        A token id of -1 - i stands for token i of the iteration queued before, which nobody knows yet.
+        A second may be started before the first is finished where both are one sub-batch with nothing on the host, no
+        moves, and greedy rows. A token id of -1 - i in it stands for token i of the first, which nobody knows yet.
         """
         ...
 
     def finish(self) -> tuple[list[int], StageTimes]:
-        """Of the earliest queued iteration its tokens and, as its time, how long it kept the others waiting."""
+        """As `execute`, of the first that was started; its total is how long it kept the next waiting."""
         ...
 
     def discard(self) -> None:
-        """After an error: nothing is queued any longer."""
+        """After an error: nothing is under way any longer."""
         ...
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
@@ -46,10 +46,13 @@ _ALWAYS_TIMED = frozenset({"host_wait"})
 
 
 @dataclass(frozen=True)
-class _Queued:
-    """An iteration under way: its tokens are there once the event has come."""
+class _Started:
+    """An iteration under way. Once the event has come, `likeliest` holds the token of each row of logits."""
 
-    tokens: Tensor
+    logits: Tensor | None
+    likeliest: Tensor
+    sampling: Sequence[SampleRow]
+    watches: Sequence[Stopwatch]
     ended: torch.cuda.Event | None
     start_ns: int
 
@@ -94,7 +97,7 @@ class GpuExecutor:
         self._likeliest_on_host = [
             torch.zeros(most_predicting, dtype=torch.int64, pin_memory=self._is_cuda) for _ in range(2)
         ]
-        self._queued: deque[_Queued] = deque()
+        self._started: deque[_Started] = deque()
         self._last_end_ns = 0
         self._stages: frozenset[str] | None = _ALWAYS_TIMED
         if self._is_cuda:
@@ -172,27 +175,38 @@ class GpuExecutor:
         sampling: Sequence[SampleRow],
     ) -> tuple[list[int], StageTimes]:
         """Two sub-batches take turns layer by layer, one alone is at the host while nothing else goes on."""
+        self.start(batches, moves, sampling)
+        return self.finish()
+
+    def start(self, batches: Sequence[BatchInputs], moves: Sequence[BlockMove], sampling: Sequence[SampleRow]) -> None:
         start_ns = perf_counter_ns()
         watch = Stopwatch(self._device, self._stages)
-        with torch.inference_mode(), self._on_compute_stream():
-            try:
-                with watch.stage("moves"):
-                    self._move_blocks(moves)
-                logits, watches = self._run(batches, watch)
-                likeliest = self._queue_likeliest(logits)
-                self._synchronize()
-                busy_ns = self._link.finish()
-            except BaseException:
-                self._link.abort()
-                raise
-            tokens = sample(logits, sampling, likeliest=likeliest) if logits is not None and sampling else []
-            self._last_end_ns = perf_counter_ns()
+        with torch.inference_mode(), self._on_compute_stream(), self._ended_with_an_error():
+            with watch.stage("moves"):
+                self._move_blocks(moves)
+            logits, watches = self._run(batches, watch)
+            likeliest = self._queue_likeliest(logits)
+            ended = self._recorded_event()
+            self._started.append(_Started(logits, likeliest, sampling, watches, ended, start_ns))
+
+    def finish(self) -> tuple[list[int], StageTimes]:
+        started = self._started.popleft()
+        with torch.inference_mode(), self._on_compute_stream(), self._ended_with_an_error():
+            if started.ended is not None:
+                started.ended.synchronize()
+            # Whatever is started beside another has nothing on the host.
+            busy_ns = 0 if self._started else self._link.finish()
+            tokens = []
+            if started.logits is not None and started.sampling:
+                tokens = sample(started.logits, started.sampling, likeliest=started.likeliest)
+        end_ns = perf_counter_ns()
+        start_ns, self._last_end_ns = max(started.start_ns, self._last_end_ns), end_ns
 
         def elapsed_ns(stage: str) -> int:
-            return sum(watch.elapsed_ns(stage) for watch in watches)
+            return sum(watch.elapsed_ns(stage) for watch in started.watches)
 
         return tokens, StageTimes(
-            total_ns=perf_counter_ns() - start_ns,
+            total_ns=end_ns - start_ns,
             linear_ns=elapsed_ns("linear"),
             prefill_attention_ns=elapsed_ns("prefill_attention"),
             device_decode_ns=elapsed_ns("device_decode"),
@@ -202,24 +216,18 @@ class GpuExecutor:
             moves_ns=elapsed_ns("moves"),
         )
 
-    def queue(self, inputs: BatchInputs) -> None:
-        start_ns = perf_counter_ns()
-        with torch.inference_mode(), self._on_compute_stream():
-            logits, _ = self._run([inputs], Stopwatch(self._device, frozenset()))
-            tokens = self._queue_likeliest(logits)
-            self._queued.append(_Queued(tokens, self._recorded_event(), start_ns))
-
-    def finish(self) -> tuple[list[int], StageTimes]:
-        queued = self._queued.popleft()
-        if queued.ended is not None:
-            queued.ended.synchronize()
-        end_ns = perf_counter_ns()
-        start_ns = max(queued.start_ns, self._last_end_ns)
-        self._last_end_ns = end_ns
-        return queued.tokens.tolist(), StageTimes(total_ns=end_ns - start_ns)
+    @contextmanager
+    def _ended_with_an_error(self) -> Iterator[None]:
+        """After an error the device is not left waiting for the host."""
+        try:
+            yield
+        except BaseException:
+            self._link.abort()
+            raise
 
     def discard(self) -> None:
-        self._queued.clear()
+        self._started.clear()
+        self._link.abort()
         if self._is_cuda:
             self._compute.synchronize()
 
@@ -242,13 +250,6 @@ class GpuExecutor:
 
     def _on_compute_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._compute) if self._is_cuda else nullcontext()
-
-    def _synchronize(self) -> None:
-        if not self._is_cuda:
-            return
-        event = self._recorded_event()
-        assert event is not None
-        event.synchronize()
 
     def _recorded_event(self) -> torch.cuda.Event | None:
         """After all that is queued now. To wait for it is to sleep: a core that spins is one less for the host."""

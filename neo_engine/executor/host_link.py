@@ -63,8 +63,8 @@ class DirectLink:
         self._started_ns = [0, 0]
         self._busy_ns = 0
 
-    def begin(self, slots: Sequence[int]) -> None:  # noqa: ARG002 - the contract's
-        self._busy_ns = 0
+    def begin(self, slots: Sequence[int]) -> None:
+        """Nothing to do."""
 
     def send(self, layer: int, lane: Lane) -> None:
         heads, _ = self._attention.buffers(lane.slot)
@@ -82,7 +82,8 @@ class DirectLink:
         lane.attention[lane.host_rows] = output.view(-1, *lane.attention.shape[1:])
 
     def finish(self) -> int:
-        return self._busy_ns
+        busy_ns, self._busy_ns = self._busy_ns, 0
+        return busy_ns
 
     def abort(self) -> None:
         self._attention.drain()

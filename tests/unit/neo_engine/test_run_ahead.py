@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +10,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from neobench.neo_engine.batch import Mode  # noqa: E402
 from neobench.neo_engine.config import EngineConfig  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
+from neobench.neo_engine.executor.base import SampleRow  # noqa: E402
 from neobench.neo_engine.executor.gpu import GpuExecutor  # noqa: E402
-from neobench.neo_engine.executor.inputs import BatchInputs  # noqa: E402
+from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput  # noqa: E402
+from neobench.neo_engine.kv_cache.block_tables import BlockMove  # noqa: E402
 from neobench.neo_engine.model.llama import LlamaModel  # noqa: E402
 from neobench.neo_engine.model.weights import build_model  # noqa: E402
 from neobench.neo_engine.request import SamplingParams  # noqa: E402
@@ -29,18 +32,21 @@ def model() -> LlamaModel:
 
 
 class Watched(GpuExecutor):
-    """Counts what is queued, and how often behind another iteration; `ahead` off is what the others must equal."""
+    """Counts what is started, and how often beside another; `ahead` off is what the others must equal."""
 
     def __init__(self, config: EngineConfig, model: LlamaModel, *, ahead: bool = True) -> None:
         self.runs_ahead = ahead
-        self.queued = self.behind = self.unknown_tokens = 0
+        self.starts = self.beside = self.unknown_tokens = 0
         super().__init__(config, model)
 
-    def queue(self, inputs: BatchInputs) -> None:
-        self.queued += 1
-        self.behind += bool(self._queued)
-        self.unknown_tokens += sum(token_id < 0 for token_id in inputs.token_ids)
-        super().queue(inputs)
+    def start(self, batches: Sequence[BatchInputs], moves: Sequence[BlockMove], sampling: Sequence[SampleRow]) -> None:
+        self.starts += 1
+        self.beside += bool(self._started)
+        self.unknown_tokens += sum(token_id < 0 for batch in batches for token_id in batch.token_ids)
+        if self._started:
+            assert not moves
+            assert not any(batch.host for batch in batches)
+        super().start(batches, moves, sampling)
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def test_iterations_queue_up_and_make_the_same_tokens(make: Callable[..., tuple[
     engine, executor = make()
     assert serve(engine, requests(20)) == expected
     assert engine.stats()["preemptions"] > 0
-    assert executor.behind > 0.8 * executor.queued
+    assert executor.beside > 0.8 * executor.starts
     assert executor.unknown_tokens > 100
 
 
@@ -110,7 +116,7 @@ def test_requests_that_are_drawn_run_between_those_that_are_not(
     mixed = requests(6) + requests(6, temperature=0.8, seed=5) + requests(6)
     engine, executor = make()
     assert serve(engine, mixed) == serve(make(ahead=False)[0], mixed)
-    assert 0 < executor.queued < engine.stats()["steps"]
+    assert 0 < executor.beside < executor.starts
 
 
 def test_an_aborted_request_leaves_nothing_behind(make: Callable[..., tuple[NeoEngine, Watched]]) -> None:
@@ -118,7 +124,7 @@ def test_an_aborted_request_leaves_nothing_behind(make: Callable[..., tuple[NeoE
     ids = [engine.add_request(prompt, params) for prompt, params in requests(3, max_tokens=20)]
     for _ in range(5):
         engine.step()
-    assert executor._queued
+    assert executor._started
     for request_id in ids:
         engine.abort(request_id)
     assert engine.has_work, "an iteration is under way"
@@ -127,7 +133,7 @@ def test_an_aborted_request_leaves_nothing_behind(make: Callable[..., tuple[NeoE
     assert engine.stats()["device_blocks_used"] == 0
 
 
-@pytest.mark.parametrize("call", ["queue", "finish"])
+@pytest.mark.parametrize("call", ["start", "finish"])
 def test_after_an_error_requests_go_on_from_where_they_were(
     make: Callable[..., tuple[NeoEngine, Watched]], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -151,3 +157,48 @@ def test_after_an_error_requests_go_on_from_where_they_were(
         for output in engine.step():
             tokens[output.request_id].append(output.token_id)
     assert list(tokens.values()) == expected
+
+
+def test_with_rows_on_the_host_plans_are_made_ahead_and_hold_until_somebody_comes_or_goes(
+    make: Callable[..., tuple[NeoEngine, Watched]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, policy="full_offload", host_memory_bytes=120 * CONFIG.block_bytes(CONFIG.host_layout))
+    expected = serve(make(ahead=False, config=config)[0], requests(8, max_tokens=12))
+    engine, executor = make(config=config)
+    assert serve(engine, requests(8, max_tokens=12)) == expected
+    assert executor.beside == 0
+    stop = tuple(tokens[4] for tokens in expected if tokens[4] is not None)
+    free = serve(make(ahead=False, config=config)[0], requests(8, max_tokens=12, stop_token_ids=stop))
+    assert serve(make(config=config)[0], requests(8, max_tokens=12, stop_token_ids=stop)) == free
+
+    engine, _ = make(config=config)
+    for prompt, params in requests(3, max_tokens=12):
+        engine.add_request(prompt, params)
+    engine.step()
+    planned = engine._planned
+    assert planned is not None
+    carried_out = []
+    real = engine._apply
+    monkeypatch.setattr(engine, "_apply", lambda plan: carried_out.append(plan) or real(plan))
+    engine.step()
+    assert carried_out == [planned]
+    latest = engine.add_request([1, 2, 3], SamplingParams(max_tokens=3, temperature=0.0))
+    engine.step()
+    assert latest in {row.request_id for batch in carried_out[-1].sub_batches for row in batch.prefills}
+
+
+def test_the_hosts_time_is_counted_in_the_iteration_that_had_it(
+    make: Callable[..., tuple[NeoEngine, Watched]],
+) -> None:
+    config = replace(CONFIG, policy="full_offload", host_memory_bytes=120 * CONFIG.block_bytes(CONFIG.host_layout))
+    _, executor = make(config=config)
+    none = DecodeInput((), ())
+    device, host = (
+        BatchInputs([1], [0], (), *((one, none) if on_device else (none, one)))
+        for on_device, one in ((True, DecodeInput(((0,),), (1,))), (False, DecodeInput(((0,),), (1,))))
+    )
+    row = SampleRow(SamplingParams(temperature=0.0), seed=0, position=0)
+    _, with_host = executor.execute(Mode.SERIAL, [host], (), [row])
+    _, without = executor.execute(Mode.GPU_ONLY, [device], (), [row])
+    assert with_host.host_decode_ns > 0
+    assert without.host_decode_ns == 0
