@@ -128,7 +128,7 @@ class NeoEngine:
         moves, inputs, ids, sampling = self._carried_out(plan, ids_before=())
         tokens, measured = self._executor.execute(plan.mode, inputs, moves, sampling)
         self._count(plan, measured)
-        self._run(plan)
+        self._progress(plan)
         return [self._advance(self._requests[i], token) for i, token in zip(ids, tokens, strict=True)]
 
     def _carried_out(
@@ -152,7 +152,7 @@ class NeoEngine:
         if self.config.correct_costs:
             self._costs = self._costs.corrected_by(plan.predicted, measured)
 
-    def _run(self, plan: StepPlan) -> None:
+    def _progress(self, plan: StepPlan) -> None:
         """What the plan's rows have computed, or will have, of requests that are still there."""
         for batch in plan.sub_batches:
             ends = [(prefill.request_id, prefill.end_tokens) for prefill in batch.prefills]
@@ -163,7 +163,7 @@ class NeoEngine:
 
     def _may_overlap(self, plan: StepPlan) -> bool:
         """Whether it is one sub-batch on the device alone, of requests that take the likeliest tokens."""
-        if plan.mode is not Mode.GPU_ONLY or plan.swap_in or plan.swap_out:
+        if plan.mode is not Mode.GPU_ONLY or len(plan.sub_batches) != 1 or plan.swap_in or plan.swap_out:
             return False
         (batch,) = plan.sub_batches
         rows = [*(prefill.request_id for prefill in batch.prefills), *(row.request_id for row in batch.device_decodes)]
@@ -183,7 +183,7 @@ class NeoEngine:
     def _plan_next(self, flight: Flight) -> None:
         """The iteration after one that is under way, and start it if that is possible without its tokens."""
         flight.computed_before = {i: request.num_computed_tokens for i, request in self._requests.items()}
-        self._run(flight.plan)
+        self._progress(flight.plan)
         for request_id in flight.ids:
             if request_id in self._requests:
                 self._requests[request_id].output_token_ids.append(PENDING_TOKEN)
