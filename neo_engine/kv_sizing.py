@@ -16,12 +16,10 @@ from neobench.neo_engine.executor.base import Executor, SampleRow
 from neobench.neo_engine.executor.inputs import BatchInputs, DecodeInput, PrefillInput
 from neobench.neo_engine.kv_cache.block_tables import BlockMove
 from neobench.neo_engine.request import SamplingParams, Tier
-from neobench.neo_engine.scheduler.policy import OFFLOADING
+from neobench.neo_engine.scheduler.policy import CUTTING_PROMPTS, OFFLOADING
 
 _TRIAL_BLOCKS = 16
 """Of each tier. Made-up requests share them: what a step takes beside KV does not depend on where the KV lies."""
-
-_POLICIES_THAT_CUT_PROMPTS = ("chunked_prefill", "asymmetric_pipeline")
 
 _LESS = "shorter --max-model-tokens, fewer --max-batch-tokens, --dtype float16 or bfloat16, or a smaller model"
 
@@ -128,7 +126,7 @@ def _execute(executor: Executor, mode: Mode, batches: Sequence[BatchInputs], mov
 def _prompts(config: EngineConfig, tier: Tier) -> tuple[PrefillInput, ...]:
     """The end of the longest request, by a chunk where the policy cuts prompts, and others up to the token budget."""
     longest, budget = config.max_request_tokens, config.max_batch_tokens
-    first = min(longest, budget) if config.policy in _POLICIES_THAT_CUT_PROMPTS else longest
+    first = min(longest, budget) if config.policy in CUTTING_PROMPTS else longest
     others = max(0, budget - first)
     lengths = [longest] * (others // longest) + [others % longest] * (others % longest > 0)
     return (

@@ -57,6 +57,11 @@ class Executor(Protocol):
 class AheadExecutor(Executor, Protocol):
     """One that takes the next iteration while it carries out another, so that planning costs the device no time."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """True; an executor without it, or with False, is asked to `execute` alone."""
+        ...
+
     def start(self, batches: Sequence[BatchInputs], moves: Sequence[BlockMove], sampling: Sequence[SampleRow]) -> None:
         """As `execute`, but does not wait for the end: `finish` does.
 

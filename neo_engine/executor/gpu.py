@@ -43,6 +43,8 @@ _logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 _ALWAYS_TIMED = frozenset({"host_wait"})
+_WARM_HOST_ROWS = 64
+"""Of a sub-batch, up to which its graphs are captured before serving."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,6 @@ class _Started:
     watches: Sequence[Stopwatch]
     ended: torch.cuda.Event | None
     start_ns: int
-
-
-_WARM_HOST_ROWS = 64
-"""Of a sub-batch, up to which its graphs are captured before serving."""
 
 
 def host_threads(config: EngineConfig) -> int:
@@ -301,8 +299,8 @@ class GpuExecutor:
             self._link.send(step, lane)
 
     def _run_on_device_alone(self, lane: Lane, watch: Stopwatch) -> tuple[Tensor, list[Stopwatch]]:
-        """Decodes that need nothing of the host: a few graphs from tokens to logits, the first ones short, for the
-        device starts only when the whole of a graph has been launched."""
+        """Decodes that need nothing of the host: a few graphs from tokens to logits, the first ones short, for to
+        launch a long one takes time before the device has anything to do."""
         logits = self._graph_logits[: lane.num_rows]
 
         def run(steps: range, watch: Stopwatch) -> None:

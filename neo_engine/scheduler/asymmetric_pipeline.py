@@ -152,14 +152,11 @@ class AsymmetricPipeline:
 
         Those that have waited longest go first: where not all are hidden, they take turns.
         """
-        overdue = max(on_host, key=lambda request: request.idle_steps, default=None)
-        if overdue is not None and overdue.idle_steps >= _MAX_IDLE_STEPS:
+        requests = _longest_idle_first(on_host)
+        if requests and requests[0].idle_steps >= _MAX_IDLE_STEPS:
             draft.has_overdue_row = True
-            draft.load1 = draft.load1.plus_host_decode(overdue.num_tokens)
-            draft.host_rows1.append(DecodeRow(overdue.request_id, overdue.num_tokens))
-        requests = [
-            request for request in _longest_idle_first(on_host) if not (draft.has_overdue_row and request is overdue)
-        ]
+            overdue = requests.pop(0)
+            draft.place(overdue, True, draft.loads_with(overdue, True))
         slack: tuple[float, ...] = costs.hides_host_attention(draft.load0, draft.load1)
         shortest_refused = None
         for index, request in enumerate(requests):
@@ -200,9 +197,9 @@ class AsymmetricPipeline:
             choices = [part for part in (True, False) if draft.has_room(part, self._limits)]
             if not choices:
                 return
-            loads, into_batch1 = min(
+            loads, into_batch1 = max(
                 ((draft.loads_with(request, part), part) for part in choices),
-                key=lambda choice: -min(costs.hides_host_attention(*choice[0])),
+                key=lambda choice: min(costs.hides_host_attention(*choice[0])),
             )
             times = costs.predict(Mode.ASYMMETRIC, loads)
             if times.host_wait_ns > _MAX_SHOWN * times.host_decode_ns:

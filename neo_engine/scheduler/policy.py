@@ -20,6 +20,9 @@ POLICIES: dict[str, str] = {
 OFFLOADING = ("full_offload", "asymmetric_pipeline")
 """Policies that put decodes on the host."""
 
+CUTTING_PROMPTS = ("chunked_prefill", "asymmetric_pipeline")
+"""Policies that compute prompts by chunks, of the token budget at most."""
+
 
 class Policy(Protocol):
     """Decides one iteration. Pure and deterministic: the same arguments give the same plan."""

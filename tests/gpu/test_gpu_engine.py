@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,6 @@ from neobench.neo_engine.build import build_executor  # noqa: E402
 from neobench.neo_engine.config import EngineConfig, HostKvDType  # noqa: E402
 from neobench.neo_engine.cost_model import CostModel, CostTables, Curve, Surface  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
-from neobench.neo_engine.model.fused_layers import FusedLayers  # noqa: E402
 from neobench.neo_engine.request import SamplingParams  # noqa: E402
 
 pytestmark = [
@@ -131,21 +131,16 @@ def test_an_int8_host_serves_nearly_the_same_tokens(roomy: list[list[int]]) -> N
     assert stats["swaps_in"] > 0
 
 
-def test_an_error_in_mid_step_neither_hangs_the_gpu_nor_spoils_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_mid_step_neither_hangs_the_gpu_nor_spoils_the_next(
+    fail_in_layer_4: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While layers are at the workers and the stream waits for flags that nobody will raise."""
     broken = make_engine("full_offload", device_blocks=1, host_blocks=400)
-    real = FusedLayers.after_attention
-
-    def fails(self: FusedLayers, layer: int, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        if layer == 4:
-            raise ArithmeticError("as if a kernel had failed")
-        return real(self, layer, x, attention)
-
     try:
         for _ in range(2):
             broken.add_request([1, 2, 3], SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True))
         broken.step()
-        monkeypatch.setattr(FusedLayers, "after_attention", fails)
+        fail_in_layer_4()
         with pytest.raises(ArithmeticError):
             broken.step()
         monkeypatch.undo()

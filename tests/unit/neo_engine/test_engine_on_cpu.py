@@ -19,7 +19,6 @@ from neobench.neo_engine.cost_model import CostModel, CostTables  # noqa: E402
 from neobench.neo_engine.engine import NeoEngine  # noqa: E402
 from neobench.neo_engine.executor.base import Executor  # noqa: E402
 from neobench.neo_engine.executor.gpu import GpuExecutor  # noqa: E402
-from neobench.neo_engine.model.fused_layers import FusedLayers  # noqa: E402
 from neobench.neo_engine.model.weights import build_model  # noqa: E402
 from neobench.neo_engine.request import SamplingParams, Tier  # noqa: E402
 
@@ -289,22 +288,17 @@ def test_an_int8_host_serves_both_executors_alike(card: CostTables) -> None:
         assert stats[name] > 0, name
 
 
-def test_an_error_in_mid_step_leaves_the_gpu_executor_usable(card: CostTables, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_mid_step_leaves_the_gpu_executor_usable(
+    card: CostTables, fail_in_layer_4: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With two sub-batches, each with a layer at the workers."""
     config = EngineConfig(policy="full_offload", device_blocks=1, host_threads=1, correct_costs=False)
     engine = NeoEngine(config, gpu_code_on_the_cpu(config), CostModel(card, config.shape.num_layers))
-    real = FusedLayers.after_attention
-
-    def fails(self: FusedLayers, layer: int, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        if layer == 4:
-            raise ArithmeticError("as if a kernel had failed")
-        return real(self, layer, x, attention)
-
     try:
         for prompt, params in mixed_requests(4, seed=6):
             engine.add_request(prompt, replace(params, max_tokens=6))
         engine.step()
-        monkeypatch.setattr(FusedLayers, "after_attention", fails)
+        fail_in_layer_4()
         with pytest.raises(ArithmeticError, match="as if"):
             engine.step()
         monkeypatch.undo()
