@@ -60,7 +60,7 @@ class NeoEngine:
         await self._client.open()
 
     async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
-        return await self._started_client().complete(request, sink)
+        return await self._started_client().generate(request, sink)
 
     async def check_alive(self) -> None:
         if self._process is None:

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from neobench.engines.sse import DONE, EventSplitter, StreamError, decode_event, error_message
+from neobench.engines.sse import DONE, EventSplitter, StreamError, Usage, decode_event, error_message
 from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 from neobench.results.record import Outcome
@@ -65,7 +65,7 @@ class CompletionsClient:
         except msgspec.MsgspecError as error:
             raise EngineError(f"{url} did not answer with JSON: {error}") from error
 
-    async def complete(self, request: PromptRequest, sink: TokenSink) -> Completion:
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
         """Serve one request to the end of its stream; cancelling closes its connection, so that the server stops too.
 
         Tokens are counted from the usage report at the end, never from events, which may carry several.
@@ -73,7 +73,7 @@ class CompletionsClient:
         body = msgspec.json.encode(
             {
                 "model": self._served_model,
-                "prompt": request.prompt_token_ids,
+                "prompt": msgspec.Raw(request.prompt_json),
                 "max_tokens": request.output_tokens,
                 "temperature": 0,
                 "ignore_eos": True,
@@ -101,24 +101,41 @@ async def _read_completion(response: aiohttp.ClientResponse, sink: TokenSink) ->
     """Leaving before the end of the body makes aiohttp close the connection instead of using it again."""
     if response.status != 200:
         message = error_message(await _read_bounded(response))
-        return Completion(outcome=Outcome.HTTP_ERROR, http_status=response.status, error=message)
+        return Completion(
+            outcome=Outcome.HTTP_ERROR,
+            http_status=response.status,
+            retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+            error=message,
+        )
     splitter = EventSplitter()
     tally = _Tally(sink)
     async for chunk in response.content.iter_any():
         tally.take(splitter.feed(chunk))
     tally.take(splitter.finish())
-    if tally.output_tokens is None:
+    usage = tally.usage
+    if usage is None:
         raise StreamError("the stream ended without a usage report, so its tokens cannot be counted")
-    return Completion(outcome=Outcome.OK, http_status=response.status, output_tokens=tally.output_tokens)
+    return Completion(
+        outcome=Outcome.OK,
+        http_status=response.status,
+        output_tokens=usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Of the two forms of RFC 9110 only seconds are read: a date would be by the server's wall clock."""
+    return float(header) if header is not None and header.strip().isdecimal() else None
 
 
 class _Tally:
     """Tells the sink of every event that carries tokens, and keeps the last usage report."""
 
-    __slots__ = ("_arrivals", "_sink", "_undecided", "output_tokens")
+    __slots__ = ("_arrivals", "_sink", "_undecided", "usage")
 
     def __init__(self, sink: TokenSink) -> None:
-        self.output_tokens: int | None = None
+        self.usage: Usage | None = None
         self._sink = sink
         self._arrivals = 0
         self._undecided = False
@@ -135,8 +152,8 @@ class _Tally:
                 # send it. The usage report, which follows at once, tells.
                 self._undecided = True
             if event.usage is not None:
-                self.output_tokens = event.usage.completion_tokens
-                if self._undecided and self._arrivals < self.output_tokens:
+                self.usage = event.usage
+                if self._undecided and self._arrivals < event.usage.completion_tokens:
                     self._arrived()
                 self._undecided = False
 

@@ -26,6 +26,30 @@ def constant(rate: float, num_requests: int) -> Offsets:
     return _to_ns(np.arange(num_requests) / rate)
 
 
+def gamma(rate: float, burstiness: float, num_requests: int, rng: np.random.Generator) -> Offsets:
+    """Independent gaps of a gamma distribution with shape `burstiness` and mean 1 / rate; shape 1 is Poisson.
+
+    Gaps vary by 1 / sqrt(burstiness) of their mean. Not rescaled either.
+    """
+    return _to_ns(np.cumsum(rng.gamma(burstiness, 1 / (rate * burstiness), num_requests)))
+
+
+def ramp(offsets_ns: Offsets, rate: float, end_rate: float) -> Offsets:
+    """A schedule drawn at the mean of both rates, warped so that its rate goes linearly from `rate` to `end_rate`.
+
+    Time change of a point process: with the cumulative rate L(t) = rate t + (end_rate - rate) t^2 / 2T, each instant of
+    the steady schedule moves to where L has the count that was expected at it. T is when all requests are expected;
+    from there on `end_rate` stays.
+    """
+    mean_rate = (rate + end_rate) / 2
+    expected = offsets_ns * (mean_rate / 1e9)
+    ramp_s = len(offsets_ns) / mean_rate
+    slope = (end_rate - rate) / ramp_s
+    inside = np.minimum(expected, len(offsets_ns))
+    ramped_s = 2 * inside / (rate + np.sqrt(np.maximum(0.0, rate**2 + 2 * slope * inside)))
+    return _to_ns(ramped_s + (expected - inside) / end_rate)
+
+
 def all_at_once(num_requests: int) -> Offsets:
     return np.zeros(num_requests, dtype=np.int64)
 
@@ -34,9 +58,19 @@ def draw_offsets_ns(arrival: ArrivalSpec, num_requests: int, seed: int) -> Offse
     """The schedule of a spec; the same seed gives the same one on every machine."""
     if arrival.rate is None:
         return all_at_once(num_requests)
+    if arrival.end_rate is None:
+        return _draw_steady(arrival, arrival.rate, num_requests, seed)
+    steady_ns = _draw_steady(arrival, (arrival.rate + arrival.end_rate) / 2, num_requests, seed)
+    return ramp(steady_ns, arrival.rate, arrival.end_rate)
+
+
+def _draw_steady(arrival: ArrivalSpec, rate: float, num_requests: int, seed: int) -> Offsets:
     if arrival.kind == "constant":
-        return constant(arrival.rate, num_requests)
-    return poisson(arrival.rate, num_requests, np.random.default_rng(seed))
+        return constant(rate, num_requests)
+    rng = np.random.default_rng(seed)
+    if arrival.burstiness is not None:
+        return gamma(rate, arrival.burstiness, num_requests, rng)
+    return poisson(rate, num_requests, rng)
 
 
 def _to_ns(seconds: npt.NDArray[np.float64]) -> Offsets:

@@ -59,18 +59,27 @@ async def drive(
     on_record: Callable[[RequestRecord], None],
     *,
     timeout_s: float,
+    concurrency: int | None = None,
     warmup: Sequence[PromptRequest] = (),
     on_schedule_start: Callable[[], Awaitable[None]] | None = None,
     options: DriveOptions | None = None,
 ) -> DriveResult:
     """Send `warmup` at once and wait for it, then `requests` at `offsets_ns` [num_requests] after the schedule starts.
 
-    `on_schedule_start` is awaited in between. `timeout_s` runs from the moment a request is issued.
+    `on_schedule_start` is awaited in between. `timeout_s` runs from the moment a request is issued. With `concurrency`,
+    a measured request that would be one too many in flight waits here, in its turn, and its record says until when.
     `on_record` is called as each request ends. If it raises (a full disk), the run stops and the error is raised here.
     """
     if len(requests) != len(offsets_ns):
         raise ValueError(f"{len(requests)} requests but {len(offsets_ns)} arrivals")
-    driver = _Driver(engine, on_record, options or DriveOptions(), timeout_s=timeout_s, num_measured=len(requests))
+    driver = _Driver(
+        engine,
+        on_record,
+        options or DriveOptions(),
+        timeout_s=timeout_s,
+        concurrency=concurrency,
+        num_measured=len(requests),
+    )
     driver.plan(warmup, [0] * len(warmup), warmup=True)
     driver.plan(requests, offsets_ns.tolist(), warmup=False)
     with _garbage_collector_at_rest():
@@ -85,12 +94,14 @@ class _Driver:
         options: DriveOptions,
         *,
         timeout_s: float,
+        concurrency: int | None,
         num_measured: int,
     ) -> None:
         self._engine = engine
         self._on_record = on_record
         self._options = options
         self._timeout_s = timeout_s
+        self._concurrency = concurrency
         self._clock = options.clock
         self._counts = Counts(num_measured)
         self._backlog: deque[Flight] = deque()
@@ -135,15 +146,25 @@ class _Driver:
     async def _fly(self, *, warmup: bool) -> None:
         """Issue one part of the backlog on its schedule and wait until all of it has ended."""
         origin_ns = self._clock.now_ns() + START_LEAD_NS
+        released_ns = 0
         while self._backlog and self._backlog[0].warmup == warmup:
             await self._clock.sleep_until_ns(origin_ns + self._backlog[0].scheduled_ns)
+            if self._concurrency is not None and not warmup and len(self._in_flight) >= self._concurrency:
+                await self._one_landed()
+                released_ns = self._clock.now_ns() - origin_ns
             flight = self._backlog.popleft()
             flight.origin_ns = origin_ns
+            if released_ns > flight.scheduled_ns:
+                # Held back itself, or queued behind one that was.
+                flight.ready_ns = released_ns
             self._in_flight.add(flight)
             flight.task = asyncio.create_task(self._serve(flight))
         while self._in_flight:
-            self._landed.clear()
-            await self._landed.wait()
+            await self._one_landed()
+
+    async def _one_landed(self) -> None:
+        self._landed.clear()
+        await self._landed.wait()
 
     async def _serve(self, flight: Flight) -> None:
         timeout = asyncio.get_running_loop().call_later(self._timeout_s, flight.expire)
@@ -173,8 +194,7 @@ class _Driver:
         if flight.recorded:
             return
         self._in_flight.discard(flight)
-        if not self._in_flight:
-            self._landed.set()
+        self._landed.set()
         record = flight.end(completion)
         if self._record_error is not None:
             return

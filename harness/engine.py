@@ -20,7 +20,13 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: Outcome
     output_tokens: int = 0
+    prompt_tokens: int | None = None
+    """The engine's own count, where it reports one."""
+    cached_tokens: int | None = None
+    """Of the prompt, found in a prefix cache; where it is reported."""
     http_status: int | None = None
+    retry_after_s: float | None = None
+    """What a refusal (429, 503) asked for. A load generator does not retry; it tells."""
     error: str | None = None
 
 

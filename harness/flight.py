@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from neobench.harness.clock import Clock
 from neobench.harness.engine import Completion
 from neobench.harness.request import PromptRequest
@@ -31,6 +33,7 @@ class Flight:
         "_counts",
         "issued_ns",
         "origin_ns",
+        "ready_ns",
         "recorded",
         "request",
         "scheduled_ns",
@@ -47,6 +50,7 @@ class Flight:
         self.scheduled_ns = scheduled_ns
         self.warmup = warmup
         self.origin_ns = 0
+        self.ready_ns: int | None = None
         self.issued_ns: int | None = None
         self.token_ns: list[int] = []
         self.timed_out = False
@@ -85,16 +89,20 @@ class Flight:
         return RequestRecord(
             index=self.request.index,
             warmup=self.warmup,
-            prompt_tokens=len(self.request.prompt_token_ids),
+            prompt_tokens=self.request.prompt_tokens,
             requested_output_tokens=self.request.output_tokens,
             output_tokens=judged.output_tokens,
             scheduled_ns=self.scheduled_ns,
+            ready_ns=self.ready_ns,
             issued_ns=self.issued_ns,
             first_token_ns=self.token_ns[0] if self.token_ns else None,
             token_ns=self.token_ns,
             ended_ns=None if self.issued_ns is None else self._clock.now_ns() - self.origin_ns,
             outcome=judged.outcome,
             http_status=judged.http_status,
+            retry_after_s=judged.retry_after_s,
+            reported_prompt_tokens=judged.prompt_tokens,
+            cached_tokens=judged.cached_tokens,
             error=judged.error,
         )
 
@@ -113,6 +121,4 @@ class Flight:
 
 
 def _failed(completion: Completion, outcome: Outcome, error: str) -> Completion:
-    return Completion(
-        outcome=outcome, output_tokens=completion.output_tokens, http_status=completion.http_status, error=error
-    )
+    return msgspec.structs.replace(completion, outcome=outcome, error=error)

@@ -112,6 +112,7 @@ async def _measure(
             engine,
             folder.append,
             timeout_s=spec.timeout_s,
+            concurrency=spec.arrival.concurrency,
             warmup=warmup,
             on_schedule_start=counters.start,
             options=options,

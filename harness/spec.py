@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-ArrivalKind = Literal["poisson", "constant", "all_at_once"]
+ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once"]
+RATED_KINDS = ("poisson", "constant", "gamma")
 
 
 class SpecError(ValueError):
@@ -38,19 +39,44 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
 class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     kind: ArrivalKind = "poisson"
     rate: float | None = None
-    """Requests per second; None exactly when `kind` is "all_at_once"."""
+    """Requests per second of the kinds poisson, constant and gamma; None for the others."""
+    end_rate: float | None = None
+    """With it the rate changes linearly in time, from `rate` at the first arrival to this one at the last."""
+    burstiness: float | None = None
+    """Of kind gamma: the shape of its gaps. 1 is Poisson, less is burstier; gaps vary by 1 / sqrt(burstiness)."""
+    concurrency: int | None = None
+    """At most this many requests are in flight; what arrives beyond it waits in the client, which is recorded."""
     seed: int | None = None
     """None: derived from RunSpec.seed."""
 
     def __post_init__(self) -> None:
-        if self.kind == "all_at_once":
-            if self.rate is not None:
-                raise SpecError("arrival.rate must be left out when arrival.kind is 'all_at_once'")
-        elif self.rate is None or not (0 < self.rate < math.inf):
+        self._check_rates()
+        if (self.kind == "gamma") != (self.burstiness is not None) or not _positive_or_none(self.burstiness):
+            raise SpecError(
+                f"arrival.burstiness must be a positive number for kind 'gamma' and left out for others, "
+                f"not {self.burstiness} for kind {self.kind!r}"
+            )
+        if self.concurrency is not None and self.concurrency < 1:
+            raise SpecError(f"arrival.concurrency must be at least 1, not {self.concurrency}")
+
+    def expected_span_s(self, num_requests: int) -> float:
+        """From the start of the schedule to its last arrival, on average over seeds."""
+        if self.rate is None:
+            return 0.0
+        return num_requests / (self.rate if self.end_rate is None else (self.rate + self.end_rate) / 2)
+
+    def _check_rates(self) -> None:
+        if self.kind not in RATED_KINDS:
+            for name in ("rate", "end_rate"):
+                if getattr(self, name) is not None:
+                    raise SpecError(f"arrival.{name} must be left out when arrival.kind is {self.kind!r}")
+        elif self.rate is None or not _positive_or_none(self.rate):
             raise SpecError(
                 f"arrival.rate must be a positive, finite number of requests per second for kind {self.kind!r}, "
                 f"not {self.rate}; for an infinite rate use kind 'all_at_once'"
             )
+        elif not _positive_or_none(self.end_rate):
+            raise SpecError(f"arrival.end_rate must be a positive, finite number of requests/s, not {self.end_rate}")
 
 
 class Seeds(_Spec, frozen=True, kw_only=True):
@@ -84,7 +110,7 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             raise SpecError(f"seed must not be negative, is {self.seed}")
 
     def seeds(self) -> Seeds:
-        """Those given, else children 0 (lengths), 1 (prompts), 2 (arrivals) of numpy's SeedSequence(seed)."""
+        """Those given, else children 0 to 2 of numpy's SeedSequence(seed), in the order of Seeds."""
         import numpy as np
 
         lengths, prompts, arrivals = (
@@ -95,6 +121,10 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             prompts=prompts if self.workload.prompt_seed is None else self.workload.prompt_seed,
             arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
         )
+
+
+def _positive_or_none(number: float | None) -> bool:
+    return number is None or 0 < number < math.inf
 
 
 def load_spec(data: Mapping[str, Any]) -> RunSpec:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,15 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _REQUIRED = ("index", "prompt_tokens", "requested_output_tokens", "output_tokens", "scheduled_ns")
-_OPTIONAL = ("issued_ns", "first_token_ns", "ended_ns", "http_status")
+_OPTIONAL = (
+    "ready_ns",
+    "issued_ns",
+    "first_token_ns",
+    "ended_ns",
+    "http_status",
+    "reported_prompt_tokens",
+    "cached_tokens",
+)
 _ABSENT = -(2**63)
 """Stands for None inside the integer columns only; it never leaves this module."""
 _OUTCOMES = tuple(Outcome)
@@ -38,6 +47,7 @@ class RecordColumns:
         self._warmup = array("b")
         self._outcome_codes = array("b")
         self._errors: list[str | None] = []
+        self._retry_after_s = array("d")
         self._token_ns = array("q")
         self._token_ends = array("q")
         for record in records:
@@ -55,6 +65,7 @@ class RecordColumns:
         self._warmup.append(record.warmup)
         self._outcome_codes.append(_CODE_OF_OUTCOME[record.outcome])
         self._errors.append(record.error)
+        self._retry_after_s.append(math.nan if record.retry_after_s is None else record.retry_after_s)
         self._token_ns.extend(record.token_ns)
         self._token_ends.append(len(self._token_ns))
 
@@ -62,6 +73,16 @@ class RecordColumns:
         """[num_requests] of a field that is never None."""
         assert name in _REQUIRED, name
         return np.array(self._integers[name], dtype=np.int64)
+
+    def optional_integers(self, name: str) -> np.ma.MaskedArray[Any, np.dtype[np.int64]]:
+        """[num_requests] of a field that may be None, masked where it is."""
+        values = np.array(self._integers[name], dtype=np.int64)
+        return np.ma.masked_equal(values, _ABSENT)
+
+    @property
+    def retry_after_s(self) -> Float64Array:
+        """[num_requests] NaN where no refusal asked for a pause."""
+        return np.array(self._retry_after_s)
 
     def instants_ms(self, name: str) -> Float64Array:
         """[num_requests] milliseconds of a `_ns` field, NaN where there is none."""
@@ -97,6 +118,7 @@ class RecordColumns:
             columns[name] = pa.array(values, mask=values == _ABSENT)
         columns["warmup"] = pa.array(self.warmup)
         columns["outcome"] = pa.array([_OUTCOMES[code].value for code in self._outcome_codes], pa.string())
+        columns["retry_after_s"] = pa.array(self.retry_after_s, mask=np.isnan(self.retry_after_s))
         columns["error"] = pa.array(self._errors, pa.string())
         columns["token_ns"] = pa.LargeListArray.from_arrays(self.token_offsets, pa.array(self.token_ns))
         return pa.table({name: columns[name] for name in RequestRecord.__struct_fields__})

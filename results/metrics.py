@@ -138,13 +138,18 @@ def _client_lag(columns: RecordColumns, measured: BoolArray) -> dict[str, Any]:
     issued = measured & ~np.isnan(issued_ms)
     issued_ms = issued_ms[issued]
     scheduled_ms = columns.instants_ms("scheduled_ns")[issued]
-    lag_ms = _finite(issued_ms - scheduled_ms)
+    ready_ms = columns.instants_ms("ready_ns")[issued]
+    due_ms = np.where(np.isnan(ready_ms), scheduled_ms, ready_ms)
+    lag_ms = _finite(issued_ms - due_ms)
+    queue_ms = due_ms - scheduled_ms
     return {
         "issued_requests": len(lag_ms),
         "lag_p50_ms": float(np.percentile(lag_ms, 50)) if len(lag_ms) else None,
         "lag_p99_ms": float(np.percentile(lag_ms, 99)) if len(lag_ms) else None,
         "lag_max_ms": float(lag_ms.max()) if len(lag_ms) else None,
-        "offered_request_rate": _rate(len(lag_ms) - 1, _span_s(scheduled_ms)),
+        "mean_client_queue_ms": float(queue_ms.mean()) if len(queue_ms) else None,
+        "max_client_queue_ms": float(queue_ms.max()) if len(queue_ms) else None,
+        "offered_request_rate": _rate(len(lag_ms) - 1, _span_s(due_ms)),
         "achieved_request_rate": _rate(len(lag_ms) - 1, _span_s(issued_ms)),
     }
 

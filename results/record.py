@@ -38,6 +38,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     output_tokens: int = 0
     """As counted by the engine's usage report; events of a stream may carry more than one token."""
     scheduled_ns: int
+    ready_ns: int | None = None
+    """When a limit on concurrency let it go, if one held it back after `scheduled_ns`: a queue in the client."""
     issued_ns: int | None = None
     first_token_ns: int | None = None
     token_ns: list[int] = []
@@ -45,4 +47,10 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ended_ns: int | None = None
     outcome: Outcome
     http_status: int | None = None
+    retry_after_s: float | None = None
+    """Asked for by the engine when it refused the request."""
+    reported_prompt_tokens: int | None = None
+    """The engine's own count of the prompt."""
+    cached_tokens: int | None = None
+    """Of the prompt, which the engine found in a prefix cache."""
     error: str | None = None

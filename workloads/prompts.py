@@ -41,7 +41,7 @@ def build_requests(
         scaling = _describe_scaling(longest_tokens, max_model_tokens)
     prompts = unique_prompts(prompt_tokens, vocab_size=vocab_size, rng=prompt_rng)
     requests = [
-        PromptRequest(index=index, prompt_token_ids=prompt, output_tokens=int(output))
+        PromptRequest.of(prompt, index=index, output_tokens=int(output))
         for index, (prompt, output) in enumerate(zip(prompts, output_tokens, strict=True))
     ]
     info = {

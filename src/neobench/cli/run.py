@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from neobench.cli.arrivals import arrival_options, arrival_spec
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -47,6 +48,7 @@ EXIT_INVALID = 4
     show_default=True,
     help="Requests per second; several, comma-separated, make a curve.",
 )
+@arrival_options
 @click.option(
     "--num-requests", type=click.IntRange(1), default=100, show_default=True, help="Measured requests at each rate."
 )
@@ -81,13 +83,15 @@ EXIT_INVALID = 4
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
-    Requests arrive as a Poisson process drawn up front; the client never waits for the engine. Each engine and rate
-    leaves a run folder (run.json, requests.jsonl, requests.parquet, summary.json); together they make one load-latency
-    figure (PNG, PDF, SVG). Ctrl-C ends cleanly and keeps what was measured.
+    Requests arrive as a Poisson process (or see --arrival) drawn up front; the client never waits for the engine,
+    unless --concurrency says so. Each engine and rate leaves a run folder (run.json, requests.jsonl, requests.parquet,
+    summary.json); together they make one load-latency figure (PNG, PDF, SVG). Ctrl-C ends cleanly and keeps what was
+    measured.
 
     \b
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
+    neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -95,10 +99,12 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         name: options.pop(name)
         for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
     }
+    arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
     _check_engines(common["engines"])
     sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
     session = Session(
         **common,
+        arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
         workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
         engine_options={name: value for name, value in options.items() if value is not None},
@@ -145,7 +151,9 @@ def _show_plan(session: Session, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"runs": specs, "workload": facts, "output": str(session.folder)}, indent=2))
         return
-    arrivals_s = len(session.engines) * sum(session.num_requests / rate for rate in session.rates)
+    arrivals_s = len(session.engines) * sum(
+        session.arrivals[rate].expected_span_s(session.num_requests) for rate in session.rates
+    )
     for spec in specs:
         click.echo(
             f"{spec['engine']['name']:<10} {spec['workload']['name']} on {spec['model']}: "

@@ -17,7 +17,7 @@ from neobench.neo_engine.config import EngineConfig
 if TYPE_CHECKING:
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
-    from neobench.harness.spec import RunSpec
+    from neobench.harness.spec import ArrivalSpec, RunSpec
 
 _T = TypeVar("_T")
 
@@ -32,6 +32,8 @@ class Session:
 
     engines: tuple[str, ...]
     rates: tuple[float, ...]
+    arrivals: Mapping[float, ArrivalSpec]
+    """By rate."""
     workload: str
     workload_options: dict[str, Any]
     model: str
@@ -89,12 +91,12 @@ def policy_of(engine: str) -> str:
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
-    from neobench.harness.spec import ArrivalSpec, EngineSpec, RunSpec, WorkloadSpec
+    from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
     return RunSpec(
         engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
         workload=WorkloadSpec(name=session.workload, options=session.workload_options),
-        arrival=ArrivalSpec(rate=rate),
+        arrival=session.arrivals[rate],
         model=session.model,
         num_requests=session.num_requests,
         num_warmup=session.num_warmup,
@@ -159,7 +161,8 @@ async def _measure_engine(
                 return
             path = session.folder / f"{name}-rate-{rate:g}"
             label = f"{name} at {rate:g} req/s"
-            with progress_display(label, expected_s=session.num_requests / rate, quiet=session.quiet) as show:
+            expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
+            with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
                 drive_options = DriveOptions(stop=stop, on_progress=show)
                 session.run_paths.append(path)
                 await run_one(

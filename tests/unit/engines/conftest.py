@@ -63,4 +63,4 @@ def sink() -> Arrivals:
 
 @pytest.fixture
 def request_of_three() -> PromptRequest:
-    return PromptRequest(index=0, prompt_token_ids=[5, 6, 7, 8], output_tokens=3)
+    return PromptRequest.of([5, 6, 7, 8], index=0, output_tokens=3)

@@ -123,7 +123,7 @@ async def test_neo_from_start_to_stop_and_again(tmp_path: Path, monkeypatch: pyt
         assert facts["flags"] == ["--device-blocks", "8"]
         assert await engine.stats() == {"gpu_decode_tokens": 5, "cpu_decode_tokens": 7}
         sink = Arrivals()
-        completion = await engine.generate(PromptRequest(index=0, prompt_token_ids=[1], output_tokens=9), sink)
+        completion = await engine.generate(PromptRequest.of([1], index=0, output_tokens=9), sink)
         assert (completion.outcome, completion.output_tokens, len(sink)) == (Outcome.OK, 9, 9)
         await asyncio.gather(engine.stop(), return_exceptions=False)
         await engine.stop()
@@ -141,7 +141,7 @@ async def test_the_null_engine_answers_with_the_exact_number_of_tokens(tmp_path:
     engine = create("null", launch(tmp_path))
     await engine.start()
     sink = Arrivals()
-    completion = await engine.generate(PromptRequest(index=0, prompt_token_ids=[1], output_tokens=17), sink)
+    completion = await engine.generate(PromptRequest.of([1], index=0, output_tokens=17), sink)
     assert (completion.outcome, completion.output_tokens, len(sink)) == (Outcome.OK, 17, 17)
     assert await engine.stats() == {}
     assert (await engine.describe())["vocab_size"] > 0

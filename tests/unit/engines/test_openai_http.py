@@ -51,7 +51,7 @@ async def test_a_stream_is_counted_by_its_usage(serve: Serve, sink: Arrivals, re
         return await stream_of([token(), token(""), token("c", "length"), USAGE, DONE])(request)
 
     async with serve(handler) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
 
     assert completion.outcome is Outcome.OK, completion.error
     assert completion.output_tokens == 3
@@ -67,6 +67,31 @@ async def test_a_stream_is_counted_by_its_usage(serve: Serve, sink: Arrivals, re
             "stream_options": {"include_usage": True},
         }
     ]
+
+
+async def test_what_the_usage_says_of_the_prompt_is_kept(
+    serve: Serve, sink: Arrivals, request_of_three: PromptRequest
+) -> None:
+    usage = (
+        b'data: {"choices": [], "usage": {"completion_tokens": 1, "prompt_tokens": 4, '
+        b'"prompt_tokens_details": {"cached_tokens": 3}}}\n\n'
+    )
+    async with serve(stream_of([token(), usage, DONE])) as client:
+        completion = await client.generate(request_of_three, sink)
+    assert (completion.prompt_tokens, completion.cached_tokens) == (4, 3)
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
+async def test_a_refusal_that_asks_for_a_pause(
+    serve: Serve, sink: Arrivals, request_of_three: PromptRequest, header: str | None, seconds: float | None
+) -> None:
+    async def handler(_request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "busy"}}, status=429, headers=header and {"Retry-After": header})
+
+    async with serve(handler) as client:
+        completion = await client.generate(request_of_three, sink)
+    assert (completion.outcome, completion.http_status) == (Outcome.HTTP_ERROR, 429)
+    assert completion.retry_after_s == seconds
 
 
 BODY = token() + b": keep-alive\n\n" + token() + token("é") + USAGE + DONE
@@ -87,7 +112,7 @@ async def test_how_bytes_are_cut_changes_nothing(
     serve: Serve, sink: Arrivals, request_of_three: PromptRequest, chunks: list[bytes]
 ) -> None:
     async with serve(stream_of(chunks)) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.outcome is Outcome.OK, completion.error
     assert completion.output_tokens == 3
     assert len(sink) == 3
@@ -97,7 +122,7 @@ async def test_an_event_with_several_tokens_is_one_arrival(
     serve: Serve, sink: Arrivals, request_of_three: PromptRequest
 ) -> None:
     async with serve(stream_of([token("a b c", "length"), USAGE, DONE])) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.output_tokens == 3
     assert len(sink) == 1
 
@@ -107,14 +132,14 @@ async def test_an_end_without_text_is_a_token_only_if_the_usage_says_so(
     serve: Serve, sink: Arrivals, request_of_three: PromptRequest, num_tokens_before: int
 ) -> None:
     async with serve(stream_of([token()] * num_tokens_before + [token("", "length"), USAGE, DONE])) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.output_tokens == 3
     assert len(sink) == 3
 
 
 async def test_tokens_are_stamped_as_they_come(serve: Serve, sink: Arrivals, request_of_three: PromptRequest) -> None:
     async with serve(stream_of([token(), token(), token(), USAGE, DONE], gap_s=0.05)) as client:
-        await client.complete(request_of_three, sink)
+        await client.generate(request_of_three, sink)
     gaps_s = [later - earlier for earlier, later in zip(sink.instants_s, sink.instants_s[1:], strict=False)]
     assert all(gap_s > 0.02 for gap_s in gaps_s), gaps_s
 
@@ -133,7 +158,7 @@ async def test_a_stream_that_cannot_be_understood(
     serve: Serve, sink: Arrivals, request_of_three: PromptRequest, chunks: list[bytes], message: str
 ) -> None:
     async with serve(stream_of(chunks)) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.outcome is Outcome.PROTOCOL_ERROR
     assert message in (completion.error or "")
 
@@ -145,7 +170,7 @@ async def test_a_body_that_is_no_stream_is_a_protocol_error(
         return web.json_response({"choices": [{"text": "abc"}], "usage": {"completion_tokens": 3}})
 
     async with serve(handler) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.outcome is Outcome.PROTOCOL_ERROR
     assert not len(sink)
 
@@ -158,7 +183,7 @@ async def test_an_http_error_keeps_status_and_message(
         return web.json_response({"error": {"message": "the prompt is too long", "code": status}}, status=status)
 
     async with serve(handler) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert (completion.outcome, completion.http_status) == (Outcome.HTTP_ERROR, status)
     assert completion.error == "the prompt is too long"
 
@@ -168,14 +193,14 @@ async def test_a_huge_error_body_is_cut(serve: Serve, sink: Arrivals, request_of
         return web.Response(status=500, body=b"x" * 10_000_000)
 
     async with serve(handler) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.http_status == 500
     assert len(completion.error or "") < 300
 
 
 async def test_a_dropped_connection(serve: Serve, sink: Arrivals, request_of_three: PromptRequest) -> None:
     async with serve(stream_of([token()], gap_s=0.02, then_drop=True)) as client:
-        completion = await client.complete(request_of_three, sink)
+        completion = await client.generate(request_of_three, sink)
     assert completion.outcome is Outcome.CONNECTION_ERROR
     assert completion.error
     assert len(sink) == 1
@@ -186,7 +211,7 @@ async def test_a_server_that_is_gone(serve: Serve, sink: Arrivals, request_of_th
         other = CompletionsClient("http://127.0.0.1:1")
         with pytest.raises(EngineError, match=r"cannot reach http://127\.0\.0\.1:1/v1/models"):
             await other.open()
-        completion = await other.complete(request_of_three, sink)
+        completion = await other.generate(request_of_three, sink)
         await other.close()
         assert completion.outcome is Outcome.CONNECTION_ERROR
         with pytest.raises(EngineError, match="/nothing answered 404"):
@@ -204,7 +229,7 @@ async def test_cancelling_is_seen_by_the_server(serve: Serve, sink: Arrivals, re
             raise
 
     async with serve(handler) as client:
-        task = asyncio.create_task(client.complete(request_of_three, sink))
+        task = asyncio.create_task(client.generate(request_of_three, sink))
         while len(sink) < 2:
             await asyncio.sleep(0.005)
         task.cancel()
@@ -227,7 +252,7 @@ async def test_many_requests_at_once_all_have_a_connection(serve: Serve, request
         return await stream_of([BODY])(request)
 
     async with serve(handler) as client:
-        pending = [client.complete(request_of_three, Arrivals()) for _ in range(150)]
+        pending = [client.generate(request_of_three, Arrivals()) for _ in range(150)]
         completions = await asyncio.wait_for(asyncio.gather(*pending), 20)
     assert {completion.outcome for completion in completions} == {Outcome.OK}
 
@@ -242,5 +267,5 @@ async def test_connections_are_used_again(serve: Serve, sink: Arrivals, request_
 
     async with serve(handler) as client:
         for _ in range(5):
-            await client.complete(request_of_three, sink)
+            await client.generate(request_of_three, sink)
     assert len(peers) == 1

@@ -62,7 +62,7 @@ def engine_class() -> type[ScriptedEngine]:
 def make_requests():
     def make(count: int, *, output_tokens: int = 3, first_index: int = 0) -> list[PromptRequest]:
         return [
-            PromptRequest(index=index, prompt_token_ids=[index, 1, 2], output_tokens=output_tokens)
+            PromptRequest.of([index, 1, 2], index=index, output_tokens=output_tokens)
             for index in range(first_index, first_index + count)
         ]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neobench.harness.arrivals import all_at_once, constant, draw_offsets_ns, poisson
+from neobench.harness.arrivals import all_at_once, constant, draw_offsets_ns, gamma, poisson
 from neobench.harness.spec import ArrivalSpec
 
 rates = st.floats(0.01, 10_000)
@@ -56,3 +56,40 @@ def test_a_spec_chooses_its_process():
     drawn = draw_offsets_ns(ArrivalSpec(rate=4), 3, seed=7)
     assert (drawn == poisson(4, 3, np.random.default_rng(7))).all()
     assert (drawn != draw_offsets_ns(ArrivalSpec(rate=4), 3, seed=8)).all()
+
+
+@given(rates, st.floats(0.1, 50), seeds)
+def test_gamma_gaps_have_the_mean_and_the_variation_asked_for(rate, burstiness, seed):
+    count = 20_000
+    gaps_s = np.diff(gamma(rate, burstiness, count, np.random.default_rng(seed)), prepend=0) / 1e9
+    variation = 1 / math.sqrt(burstiness)
+    assert gaps_s.mean() * rate == pytest.approx(1, abs=6 * variation / math.sqrt(count))
+    # The error of an estimated variation grows with the kurtosis of the gaps, 6 / burstiness.
+    error = variation * math.sqrt((0.5 + 2 / burstiness) / count)
+    assert gaps_s.std() / gaps_s.mean() == pytest.approx(variation, abs=8 * error)
+
+
+def test_a_constant_schedule_ramped_by_hand():
+    """From 1 to 3 requests/s over 8 of them, 4 s: L(t) = t + t^2 / 4, so the k-th comes at 2 (sqrt(1 + k) - 1)."""
+    arrival = ArrivalSpec(kind="constant", rate=1, end_rate=3)
+    expected_s = [2 * (math.sqrt(1 + k) - 1) for k in range(8)]
+    assert draw_offsets_ns(arrival, 8, seed=0) / 1e9 == pytest.approx(expected_s, abs=1e-8)
+    assert arrival.expected_span_s(8) == 4
+
+
+@given(rates, rates, counts, seeds)
+def test_a_ramp_is_ordered(rate, end_rate, count, seed):
+    offsets_ns = draw_offsets_ns(ArrivalSpec(rate=rate, end_rate=end_rate), count, seed)
+    assert offsets_ns[0] >= 0
+    assert (np.diff(offsets_ns) >= 0).all()
+
+
+@pytest.mark.parametrize(("rate", "end_rate"), [(2, 20), (20, 2)])
+def test_the_rate_of_a_ramp_at_both_ends(rate, end_rate):
+    offsets_s = draw_offsets_ns(ArrivalSpec(rate=rate, end_rate=end_rate), 40_000, seed=3) / 1e9
+    span_s = 2 * 40_000 / (rate + end_rate)
+    tenth_s = span_s / 10
+    near_start = np.count_nonzero(offsets_s < tenth_s) / tenth_s
+    near_end = np.count_nonzero((offsets_s >= span_s - tenth_s) & (offsets_s < span_s)) / tenth_s
+    assert near_start == pytest.approx(rate + (end_rate - rate) / 20, rel=0.1)
+    assert near_end == pytest.approx(end_rate - (end_rate - rate) / 20, rel=0.1)

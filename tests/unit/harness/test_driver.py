@@ -16,7 +16,9 @@ from neobench.results.record import Outcome
 from neobench.results.validity import judge
 
 
-async def driven(engine, requests, offsets_ns=None, *, timeout_s=5.0, warmup=(), on_schedule_start=None, **options):
+async def driven(
+    engine, requests, offsets_ns=None, *, timeout_s=5.0, warmup=(), on_schedule_start=None, concurrency=None, **options
+):
     """(records by index, result) of one drive; all at once unless offsets are given."""
     records = []
     offsets_ns = all_at_once(len(requests)) if offsets_ns is None else offsets_ns
@@ -26,6 +28,7 @@ async def driven(engine, requests, offsets_ns=None, *, timeout_s=5.0, warmup=(),
         engine,
         records.append,
         timeout_s=timeout_s,
+        concurrency=concurrency,
         warmup=warmup,
         on_schedule_start=on_schedule_start,
         options=DriveOptions(**options),
@@ -53,6 +56,42 @@ async def test_open_loop_does_not_wait_for_slow_answers(engine_class, make_reque
     engine = engine_class(gap_s=0.1)
     records, _ = await driven(engine, make_requests(20, output_tokens=1), constant(400, 20))
     assert max(record.issued_ns for record in records.values()) < min(record.ended_ns for record in records.values())
+
+
+async def test_what_exceeds_the_concurrency_waits_in_the_client_and_says_so(engine_class, make_requests):
+    engine = engine_class(gap_s=0.02)
+    records, _ = await driven(engine, make_requests(9, output_tokens=1), constant(1000, 9), concurrency=3)
+    instants = [(record.issued_ns, 1) for record in records.values()]
+    instants += [(record.ended_ns, -1) for record in records.values()]
+    in_flight = np.cumsum([change for _, change in sorted(instants)])
+    assert in_flight.max() == 3
+    assert engine.order == sorted(engine.order)
+    assert all(records[index].ready_ns is None for index in range(3))
+    for index in range(3, 9):
+        assert records[index].scheduled_ns < records[index].ready_ns <= records[index].issued_ns
+    metrics = summarise(RecordColumns(records.values()), request_rate=1000)
+    assert metrics["max_client_queue_ms"] > 20
+    assert metrics["lag_max_ms"] < metrics["max_client_queue_ms"]
+    assert metrics["mean_ttft_ms"] == pytest.approx(
+        metrics["mean_ttft_from_issue_ms"] + metrics["mean_client_queue_ms"], abs=metrics["lag_max_ms"] + 1e-6
+    )
+
+
+async def test_a_stop_while_requests_wait_for_a_slot_records_them_all(engine_class, make_requests):
+    stop = asyncio.Event()
+    engine = engine_class(gap_s=10)
+
+    async def stop_when_full():
+        while engine.in_flight < 2:
+            await asyncio.sleep(0.001)
+        stop.set()
+
+    stopping = asyncio.create_task(stop_when_full())
+    records, result = await driven(engine, make_requests(5), concurrency=2, stop=stop)
+    await stopping
+    assert result.interrupted
+    assert [record.outcome for record in records.values()] == [Outcome.INTERRUPTED] * 5
+    assert sum(record.issued_ns is None for record in records.values()) == 3
 
 
 async def test_warmup_ends_before_the_schedule_starts(engine_class, make_requests):

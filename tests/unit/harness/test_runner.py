@@ -198,7 +198,7 @@ class Engine:
 async def main():
     spec = load_spec({"engine": {"name": "test"}, "workload": {"name": "test"}, "arrival": {"rate": 200},
                       "model": "none", "num_requests": 100_000})
-    requests = [PromptRequest(index=index, prompt_token_ids=[1], output_tokens=1) for index in range(100_000)]
+    requests = [PromptRequest.of([1], index=index, output_tokens=1) for index in range(100_000)]
     stop = asyncio.Event()
     with stop_on_signals(stop):
         options = DriveOptions(stop=stop)

@@ -66,11 +66,11 @@ def test_build_requests_says_that_it_scaled_and_by_how_much() -> None:
     _, more_info = build_requests(workload, 400, length_rng=rng(3), prompt_rng=rng(4), **sizes)
 
     assert [request.index for request in requests] == list(range(50))
-    assert all(len(request.prompt_token_ids) + request.output_tokens <= 359 for request in requests)
+    assert all(request.prompt_tokens + request.output_tokens <= 359 for request in requests)
     assert info["scaling"]["factor"] == pytest.approx(359 / 718)
     assert "multiplied by 0.500" in info["scaling"]["sentence"]
     assert more_info["scaling"] == info["scaling"], "the factor depends on neither seed nor number of requests"
-    assert info["prompt_tokens"]["total"] == sum(len(request.prompt_token_ids) for request in requests)
+    assert info["prompt_tokens"]["total"] == sum(request.prompt_tokens for request in requests)
     assert json.loads(json.dumps(info)) == info
 
 
@@ -81,7 +81,7 @@ def test_lengths_that_fit_are_left_alone() -> None:
             workload, 20, length_rng=rng(1), prompt_rng=rng(2), vocab_size=500, max_model_tokens=max_model_tokens
         )
         assert info["scaling"] is None
-        assert min(len(request.prompt_token_ids) for request in requests) >= 90
+        assert min(request.prompt_tokens for request in requests) >= 90
 
 
 def test_lengths_and_prompts_have_streams_of_their_own() -> None:
