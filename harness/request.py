@@ -12,7 +12,7 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a run. Prompts begin differently, so that no engine profits from an accidental shared prefix.
 
     The prompt is kept as the JSON text that goes on the wire: nothing is left to encode when its deadline comes, and it
-    takes a seventh of the memory of a list of token ids.
+    takes less than a fifth of the memory of a list of token ids.
     """
 
     index: int

@@ -159,7 +159,7 @@ def test_a_lost_flag_is_named_and_lets_the_gpu_go(iteration):
     served.arm(timeout_s=0.2)
     served.raise_ready(0, 0)
     served.raise_ready(0, 1)
-    # Of both: they are under way at once, and a step's flag may be raised only after the sub-batch's step before is done.
+    # Of both, which are under way at once: a flag may be raised only after its sub-batch's step before is done.
     served.await_done(0, 0)
     served.await_done(0, 1)
     served.raise_ready(1, 0)
