@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -73,11 +73,6 @@ class RecordColumns:
         """[num_requests] of a field that is never None."""
         assert name in _REQUIRED, name
         return np.array(self._integers[name], dtype=np.int64)
-
-    def optional_integers(self, name: str) -> np.ma.MaskedArray[Any, np.dtype[np.int64]]:
-        """[num_requests] of a field that may be None, masked where it is."""
-        values = np.array(self._integers[name], dtype=np.int64)
-        return np.ma.masked_equal(values, _ABSENT)
 
     @property
     def retry_after_s(self) -> Float64Array:
