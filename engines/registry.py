@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from neobench.engines.entry import EngineEntry
 from neobench.engines.launch import Launch, PromptLimits, nearest_names
 
 if TYPE_CHECKING:
     from neobench.harness.engine import Engine
-
-
-class EngineEntry(NamedTuple):
-    adapter: str
-    """"module:callable"; the callable takes a Launch, with `settings` the engine's name before it and them after."""
-    description: str
-    settings: Mapping[str, Any] = MappingProxyType({})
-    """What the name fixes, e.g. the policy of neobench's own engine; an option of the same name cannot be given."""
-    options: tuple[str, ...] = ()
-    """Those of `Launch.options` that the engine takes; "model" is one too: that it serves the model it is told to.
-
-    On the command line `device_blocks` is --device-blocks.
-    """
-    limits: str = ""
-    """"module:callable" (model, options, **settings) -> PromptLimits, without starting anything; EngineError if it
-    cannot work. Empty: the limits of PromptLimits()."""
-    argument: str = ""
-    """What may stand behind a colon after the name, for help: "TOKENS" for "vllm:256". Empty: nothing may."""
-
-    def takes(self, option: str) -> bool:
-        return option in self.options and option not in self.settings
 
 
 NEO_OPTIONS = (
@@ -89,9 +68,7 @@ def find(name: str) -> tuple[EngineEntry, str | None]:
     from neobench.harness.engine import EngineError
 
     base, colon, argument = name.partition(":")
-    entry = ENGINES.get(base)
-    if entry is None:
-        raise EngineError(f"unknown engine {name!r}; did you mean {nearest_names(base, ENGINES)}?")
+    entry = ENGINES.get(base) or _plugin_entry(base)
     if not colon:
         return entry, None
     if not entry.argument:
@@ -99,6 +76,18 @@ def find(name: str) -> tuple[EngineEntry, str | None]:
     if not argument:
         raise EngineError(f"{name} ends with its colon; write {base}:{entry.argument}, or {base} alone")
     return entry, argument
+
+
+def _plugin_entry(name: str) -> EngineEntry:
+    from neobench.engines.plugins import plugin, plugin_names
+    from neobench.harness.engine import EngineError
+
+    found = plugin(name)
+    if found is None:
+        raise EngineError(f"unknown engine {name!r}; did you mean {nearest_names(name, [*ENGINES, *plugin_names()])}?")
+    if found.entry is None:
+        raise EngineError(f"engine {name} of {found.origin} is broken: {found.problem}")
+    return found.entry
 
 
 def create(name: str, launch: Launch) -> Engine:

@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def extra_options(command: _Command) -> _Command:
+    """--engine-option, for what has no flag of its own: engines of other packages."""
+    return click.option(
+        "--engine-option",
+        "extra",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="For engines of other packages; VALUE is JSON, or else text. May be repeated.",
+    )(command)
+
+
+def given_options(options: Mapping[str, Any], extra: Iterable[str] = ()) -> dict[str, Any]:
+    """What was given: not None, nor the empty list of a flag that may be repeated; and `extra`, NAME=VALUE each.
+
+    Raises click.UsageError for an extra that is no NAME=VALUE, or that has a flag of its own.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    for text in extra:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.UsageError(f"--engine-option {text} is not NAME=VALUE")
+        if name in options:
+            raise click.UsageError(f"--engine-option {text} has a flag of its own: {flag(name)} {value}")
+        given[name] = _json_or_text(value)
+    return given
+
 
 def check_engines(chosen: Iterable[str], given: Iterable[str]) -> None:
     """Raises click.UsageError for an unknown engine, and for a given option that none of the chosen ones takes."""
-    from neobench.engines.registry import ENGINES, find
+    from neobench.engines.registry import find
     from neobench.harness.engine import EngineError
 
     try:
         entries = {name: find(name)[0] for name in chosen}
     except EngineError as error:
         raise click.UsageError(str(error)) from None
-    for option in given:
+    model_given = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
+    for option in [*given, *(["model"] if model_given else [])]:
         if not any(entry.takes(option) for entry in entries.values()):
-            takers = [name for name, entry in ENGINES.items() if entry.takes(option)]
+            takers = _takers(option)
             raise click.UsageError(
-                f"{flag(option)} is no option of {' or '.join(entries)}; engines that take it: {', '.join(takers)}"
+                f"{flag(option)} is no option of {' or '.join(entries)}; "
+                + (f"engines that take it: {', '.join(takers)}" if takers else "no engine takes it")
             )
 
 
-def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that were left out: None, or an empty list of a flag that may be repeated."""
-    return {name: value for name, value in options.items() if value is not None and value != ()}
-
-
-def given_names(options: Mapping[str, Any]) -> list[str]:
-    """Of the options that were given; "model" has a default, and counts when it stands on the command line."""
-    source = click.get_current_context().get_parameter_source("model")
-    return [*options, *(["model"] if source is ParameterSource.COMMANDLINE else [])]
-
-
 def flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
+    """As it stands on the command line of the command that is running."""
+    known = {parameter.name for parameter in click.get_current_context().command.params}
+    return "--" + option.replace("_", "-") if option in known else f"--engine-option {option}"
 
 
 def options_of(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,3 +70,18 @@ def options_of(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     entry, _ = find(engine)
     return {name: value for name, value in given.items() if entry.takes(name)}
+
+
+def _takers(option: str) -> list[str]:
+    from neobench.engines.plugins import plugins
+    from neobench.engines.registry import ENGINES
+
+    entries = {**{found.name: found.entry for found in plugins()}, **ENGINES}
+    return sorted(name for name, entry in entries.items() if entry is not None and entry.takes(option))
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_spec
-from neobench.cli.engine_choice import check_engines, given_names, given_options
+from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -80,7 +80,8 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
-def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
+@extra_options
+def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...], **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
     Requests arrive as a Poisson process (or see --arrival) drawn up front; the client never waits for the engine,
@@ -106,11 +107,11 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
         workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
-        engine_options=given_options(options),
+        engine_options=given_options(options, extra),
         folder=output or default_folder(common["workload"]),
         quiet=as_json,
     )
-    check_engines(session.engines, given_names(session.engine_options))
+    check_engines(session.engines, session.engine_options)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return

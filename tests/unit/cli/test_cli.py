@@ -47,9 +47,18 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     [
         (["rum"], "Did you mean 'run'?"),
         (["run", "--engine", "ne0"], "neo"),
-        (["run", "--engine", "null", "--device-blocks", "9"], "no option of null; engines that take it: neo, gpu_only"),
-        (["run", "--engine", "chunked_prefill_256", "--max-batch-tokens", "9"], "take it: neo, gpu_only, chunked_pre"),
+        (
+            ["run", "--engine", "null", "--device-blocks", "9"],
+            "no option of null; engines that take it: chunked_prefill, ",
+        ),
+        (
+            ["run", "--engine", "chunked_prefill_256", "--max-batch-tokens", "9"],
+            "take it: chunked_prefill, full_offload",
+        ),
         (["run", "--engine", "null", "--model", "tiny"], "--model is no option of null"),
+        (["run", "--engine-option", "speed=9"], "--engine-option speed is no option of neo; no engine takes it"),
+        (["run", "--engine-option", "speed"], "is not NAME=VALUE"),
+        (["run", "--engine-option", "sms=8"], "has a flag of its own: --sms 8"),
         (["run", "--engine", "neo:256"], "neo takes nothing behind a colon"),
         (["run", "--workload", "carperay"], "carperai"),
         (["run", "--model", "llama-3-8b"], "llama-3.1-8b"),
