@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_spec
+from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -27,7 +27,7 @@ EXIT_INVALID = 4
     metavar="NAMES",
     default="neo",
     show_default=True,
-    help="One or several, comma-separated.",
+    help="One or several, comma-separated; see `neobench list engines`.",
 )
 @click.option("--workload", default="carperai", show_default=True, help="See `neobench list workloads`.")
 @click.option(
@@ -80,7 +80,8 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
-def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
+@extra_options
+def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...], **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
     Requests arrive as a Poisson process (or see --arrival) drawn up front; the client never waits for the engine,
@@ -100,17 +101,17 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
     }
     arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
-    _check_engines(common["engines"])
     sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
     session = Session(
         **common,
         arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
         workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
-        engine_options={name: value for name, value in options.items() if value is not None},
+        engine_options=given_options(options, extra),
         folder=output or default_folder(common["workload"]),
         quiet=as_json,
     )
+    check_engines(session.engines, session.engine_options)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
@@ -120,15 +121,6 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
     run_async(measure_all(session))
     _finish(session, as_json=as_json)
-
-
-def _check_engines(chosen: Sequence[str]) -> None:
-    from neobench.engines.launch import nearest_names
-    from neobench.engines.registry import ENGINES
-
-    for name in chosen:
-        if name not in ENGINES:
-            raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
 
 
 def default_folder(workload: str) -> Path:

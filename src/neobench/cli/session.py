@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from neobench.cli.engine_config import engine_config
-from neobench.neo_engine.config import EngineConfig
+from neobench.cli.engine_choice import options_of
+from neobench.cli.engine_config import check_emulation
 
 if TYPE_CHECKING:
+    from neobench.engines.launch import PromptLimits
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
     from neobench.harness.spec import ArrivalSpec, RunSpec
+    from neobench.results.store import ProvenanceKind
+
+RESTRICTING = frozenset({"emulate", "sms"})
+"""Options that make a GPU stand for a smaller one."""
 
 _T = TypeVar("_T")
 
@@ -38,6 +43,7 @@ class Session:
     workload_options: dict[str, Any]
     model: str
     engine_options: dict[str, Any]
+    """All that were given; each engine gets those that it takes."""
     num_requests: int
     num_warmup: int
     seed: int
@@ -66,8 +72,7 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     from neobench.workloads.prompts import build_requests
     from neobench.workloads.workload import WorkloadError
 
-    settings = {"model": session.model, **session.engine_options}
-    configs = [engine_config(settings, policy=policy_of(name)) for name in session.engines]
+    limits = _limits(session)
     seeds = run_spec(session, session.engines[0], rate).seeds()
     try:
         requests, facts = build_requests(
@@ -75,26 +80,40 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
             session.num_requests + session.num_warmup,
             length_rng=np.random.default_rng(seeds.lengths),
             prompt_rng=np.random.default_rng([seeds.prompts, round(rate * 1e6)]),
-            vocab_size=configs[0].shape.vocab_size,
-            max_model_tokens=min(config.max_request_tokens for config in configs),
+            vocab_size=min(limit.vocab_size for limit in limits),
+            max_model_tokens=min(
+                (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
+            ),
         )
     except WorkloadError as error:
         raise click.UsageError(str(error)) from None
     return Prompts(requests[: session.num_requests], requests[session.num_requests :], facts)
 
 
-def policy_of(engine: str) -> str:
-    """The default one for engines that are not neobench's own."""
-    from neobench.engines.registry import ENGINES
+def _limits(session: Session) -> list[PromptLimits]:
+    from neobench.engines.registry import prompt_limits
+    from neobench.harness.engine import EngineError
+    from neobench.neo_engine.config import ConfigError
 
-    return str(ENGINES[engine].settings.get("policy", EngineConfig.policy))
+    try:
+        limits = [prompt_limits(name, session.model, engine_options(session, name)) for name in session.engines]
+        if session.engine_options.keys() & RESTRICTING:
+            check_emulation()
+    except (EngineError, ConfigError) as error:
+        raise click.UsageError(str(error)) from None
+    return limits
+
+
+def engine_options(session: Session, engine: str) -> dict[str, Any]:
+    """Those that this engine takes. Its model has a place of its own, in the spec as in Launch."""
+    return options_of(engine, session.engine_options)
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
     return RunSpec(
-        engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
+        engine=EngineSpec(name=engine, options=engine_options(session, engine)),
         workload=WorkloadSpec(name=session.workload, options=session.workload_options),
         arrival=session.arrivals[rate],
         model=session.model,
@@ -120,8 +139,7 @@ async def measure_all(session: Session) -> None:
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
         _say(session, f"Note: {scaling['sentence']}")
-    restricted = session.engine_options.keys() & {"emulate", "sms"}
-    context = RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
+    context = RunContext.capture(["neobench", *sys.argv[1:]])
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
@@ -147,8 +165,10 @@ async def _measure_engine(
     from neobench.harness.progress import progress_display
     from neobench.harness.runner import run_one
 
-    options = {} if name == "null" else {**session.engine_options, "seed": session.seed}
-    log_path = session.folder / f"{name}.log"
+    options = options_of(name, {"seed": session.seed, **session.engine_options})
+    label = name.replace(":", "-")
+    log_path = session.folder / f"{label}.log"
+    context = replace(context, kind=provenance_kind(options))
     engine = registry.create(
         name,
         Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: _say(session, line)),
@@ -159,10 +179,9 @@ async def _measure_engine(
         for rate in session.rates:
             if stop.is_set():
                 return
-            path = session.folder / f"{name}-rate-{rate:g}"
-            label = f"{name} at {rate:g} req/s"
+            path = session.folder / f"{label}-rate-{rate:g}"
             expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
-            with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
+            with progress_display(f"{name} at {rate:g} req/s", expected_s=expected_s, quiet=session.quiet) as show:
                 drive_options = DriveOptions(stop=stop, on_progress=show)
                 session.run_paths.append(path)
                 await run_one(
@@ -177,6 +196,11 @@ async def _measure_engine(
                 )
     finally:
         await engine.stop()
+
+
+def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
+    """Of a run with these options of its engine."""
+    return "emulated" if options.keys() & RESTRICTING else "measured"
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, _T], stop: asyncio.Event) -> _T:
