@@ -17,6 +17,8 @@ class ReportRun:
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
+    handicaps: tuple[str, ...] = ()
+    """Flags that slow the engine on purpose; a report must say so."""
 
     @classmethod
     def from_documents(cls, run: Mapping[str, Any], summary: Mapping[str, Any]) -> ReportRun:
@@ -29,6 +31,7 @@ class ReportRun:
             request_rate=spec["arrival"].get("rate"),
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
+            handicaps=tuple((run.get("engine") or {}).get("handicaps") or ()),
         )
 
     @property

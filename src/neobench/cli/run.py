@@ -14,6 +14,7 @@ from neobench.cli.arrivals import arrival_options, arrival_spec
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.vllm_options import vllm_options
 
 EXIT_ERROR = 1
 EXIT_INVALID = 4
@@ -80,6 +81,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
+@vllm_options
 @extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...], **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
@@ -93,6 +95,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
+    neobench run --engine neo,vllm,vllm:256 --engine-python ~/vllm/bin/python --rate 2,4
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
