@@ -95,22 +95,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
-    common = {
-        name: options.pop(name)
-        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
-    }
-    arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
-    _check_engines(common["engines"])
-    sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
-    session = Session(
-        **common,
-        arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
-        workload_options={name: value for name, value in sources.items() if value is not None},
-        model=options.pop("model"),
-        engine_options={name: value for name, value in options.items() if value is not None},
-        folder=output or default_folder(common["workload"]),
-        quiet=as_json,
-    )
+    session = session_of(options, output, quiet=as_json)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
@@ -120,6 +105,33 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
     run_async(measure_all(session))
     _finish(session, as_json=as_json)
+
+
+def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> Session:
+    """From the options of `run` but --output, --json and --dry-run. Raises click.UsageError."""
+    options = dict(options)
+    common = {
+        name: options.pop(name)
+        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
+    }
+    arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
+    _check_engines(common["engines"])
+    sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
+    return Session(
+        **common,
+        arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
+        workload_options={name: value for name, value in sources.items() if value is not None},
+        model=options.pop("model"),
+        engine_options={name: value for name, value in options.items() if value is not None},
+        folder=folder or default_folder(common["workload"]),
+        quiet=quiet,
+    )
+
+
+def shared_options(*left_out: str) -> list[click.Parameter]:
+    """Those of `run`, for commands that measure as it does; the ones that only make sense for a single pass are out."""
+    own = {"output", "as_json", "dry_run", *left_out}
+    return [option for option in run.params if option.name not in own]
 
 
 def _check_engines(chosen: Sequence[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,14 +16,16 @@ from neobench.cli.engine_config import engine_config
 from neobench.neo_engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from neobench.harness.engine import Engine
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
     from neobench.harness.spec import ArrivalSpec, RunSpec
+    from neobench.results.record import RequestRecord
 
 _T = TypeVar("_T")
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """The user asked for the end while an engine was starting."""
 
 
@@ -44,6 +47,8 @@ class Session:
     timeout_s: float
     folder: Path
     quiet: bool
+    repeat: int = 0
+    """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -93,10 +98,19 @@ def policy_of(engine: str) -> str:
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
+    workload = WorkloadSpec(name=session.workload, options=session.workload_options)
+    arrival = session.arrivals[rate]
+    if session.repeat:
+        import msgspec
+        import numpy as np
+
+        seeds = np.random.SeedSequence([session.seed, session.repeat]).generate_state(3, np.uint32).tolist()
+        workload = msgspec.structs.replace(workload, length_seed=seeds[0], prompt_seed=seeds[1])
+        arrival = msgspec.structs.replace(arrival, seed=seeds[2])
     return RunSpec(
         engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
-        workload=WorkloadSpec(name=session.workload, options=session.workload_options),
-        arrival=session.arrivals[rate],
+        workload=workload,
+        arrival=arrival,
         model=session.model,
         num_requests=session.num_requests,
         num_warmup=session.num_warmup,
@@ -105,7 +119,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     )
 
 
-def _say(session: Session, message: str) -> None:
+def say(session: Session, message: str) -> None:
     if not session.quiet:
         click.echo(message, err=True)
 
@@ -113,23 +127,28 @@ def _say(session: Session, message: str) -> None:
 async def measure_all(session: Session) -> None:
     """Every engine at every rate; an engine that fails leaves the others alone."""
     from neobench.harness.engine import EngineError
-    from neobench.harness.runner import RunContext, stop_on_signals
+    from neobench.harness.runner import stop_on_signals
     from neobench.results.store import StoreError
 
     prompts = {rate: draw_prompts(session, rate) for rate in session.rates}
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
-        _say(session, f"Note: {scaling['sentence']}")
-    restricted = session.engine_options.keys() & {"emulate", "sms"}
-    context = RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
+        say(session, f"Note: {scaling['sentence']}")
+    context = run_context(session)
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
             if stop.is_set():
                 break
             try:
-                await _measure_engine(session, name, prompts, context, stop)
-            except _StoppedError:
+                async with started(session, name, stop) as engine:
+                    for rate in session.rates:
+                        if stop.is_set():
+                            break
+                        path = session.folder / f"{name}-rate-{rate:g}"
+                        session.run_paths.append(path)
+                        await measure_rate(session, name, rate, engine, path, prompts[rate], context=context, stop=stop)
+            except StoppedError:
                 break
             except (EngineError, StoreError) as error:
                 session.errors.append(f"{name}: {error}")
@@ -138,54 +157,76 @@ async def measure_all(session: Session) -> None:
         session.interrupted = True
 
 
-async def _measure_engine(
-    session: Session, name: str, prompts: Mapping[float, Prompts], context: RunContext, stop: asyncio.Event
-) -> None:
+def run_context(session: Session) -> RunContext:
+    from neobench.harness.runner import RunContext
+
+    restricted = session.engine_options.keys() & {"emulate", "sms"}
+    return RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
+
+
+@asynccontextmanager
+async def started(session: Session, name: str, stop: asyncio.Event) -> AsyncIterator[Engine]:
+    """The engine, ready to serve, and stopped afterwards. Raises EngineError, and StoppedError when `stop` comes first.
+
+    Its log is the session folder's {name}.log.
+    """
     from neobench.engines import registry
     from neobench.engines.launch import Launch
-    from neobench.harness.driver import DriveOptions
-    from neobench.harness.progress import progress_display
-    from neobench.harness.runner import run_one
 
     options = {} if name == "null" else {**session.engine_options, "seed": session.seed}
     log_path = session.folder / f"{name}.log"
     engine = registry.create(
         name,
-        Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: _say(session, line)),
+        Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: say(session, line)),
     )
-    _say(session, f"Starting {name} ...")
+    say(session, f"Starting {name} ...")
     try:
         await _unless_stopped(engine.start(), stop)
-        for rate in session.rates:
-            if stop.is_set():
-                return
-            path = session.folder / f"{name}-rate-{rate:g}"
-            label = f"{name} at {rate:g} req/s"
-            expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
-            with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
-                drive_options = DriveOptions(stop=stop, on_progress=show)
-                session.run_paths.append(path)
-                await run_one(
-                    run_spec(session, name, rate),
-                    prompts[rate].requests,
-                    engine,
-                    path,
-                    context=context,
-                    warmup=prompts[rate].warmup,
-                    workload=prompts[rate].facts,
-                    options=drive_options,
-                )
+        yield engine
     finally:
         await engine.stop()
 
 
+async def measure_rate(
+    session: Session,
+    name: str,
+    rate: float,
+    engine: Engine,
+    path: Path,
+    prompts: Prompts,
+    *,
+    context: RunContext,
+    stop: asyncio.Event,
+    watch: Callable[[RequestRecord], None] | None = None,
+) -> dict[str, Any]:
+    """One run into a new folder at `path`; its summary. `watch` sees each record once it is stored."""
+    from neobench.harness.driver import DriveOptions
+    from neobench.harness.progress import progress_display
+    from neobench.harness.runner import run_one
+
+    expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
+    label = f"{name} at {rate:g} req/s"
+    with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
+        return await run_one(
+            run_spec(session, name, rate),
+            prompts.requests,
+            engine,
+            path,
+            context=context,
+            warmup=prompts.warmup,
+            workload=prompts.facts,
+            options=DriveOptions(stop=stop, on_progress=show),
+            watch=watch,
+        )
+
+
 async def _unless_stopped(work: Coroutine[Any, Any, _T], stop: asyncio.Event) -> _T:
-    """The result of `work`; cancels it and raises _StoppedError when the user asks for the end first."""
+    """The result of `work`; cancels it and raises StoppedError when the user asks for the end first."""
     task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if not task.done():
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        raise _StoppedError
+        raise StoppedError
     return task.result()
