@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_spec
+from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -27,7 +27,7 @@ EXIT_INVALID = 4
     metavar="NAMES",
     default="neo",
     show_default=True,
-    help="One or several, comma-separated.",
+    help="One or several, comma-separated; see `neobench list engines`.",
 )
 @click.option("--workload", default="carperai", show_default=True, help="See `neobench list workloads`.")
 @click.option(
@@ -80,6 +80,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
+@extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
@@ -110,37 +111,30 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
 def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> Session:
     """From the options of `run` but --output, --json and --dry-run. Raises click.UsageError."""
     options = dict(options)
+    extra = options.pop("extra")
     common = {
         name: options.pop(name)
         for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
     }
     arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
-    _check_engines(common["engines"])
     sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
-    return Session(
+    session = Session(
         **common,
         arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
         workload_options={name: value for name, value in sources.items() if value is not None},
         model=options.pop("model"),
-        engine_options={name: value for name, value in options.items() if value is not None},
+        engine_options=given_options(options, extra),
         folder=folder or default_folder(common["workload"]),
         quiet=quiet,
     )
+    check_engines(session.engines, session.engine_options)
+    return session
 
 
 def shared_options(*left_out: str) -> list[click.Parameter]:
     """Those of `run`, for commands that measure as it does; the ones that only make sense for a single pass are out."""
     own = {"output", "as_json", "dry_run", *left_out}
     return [option for option in run.params if option.name not in own]
-
-
-def _check_engines(chosen: Sequence[str]) -> None:
-    from neobench.engines.launch import nearest_names
-    from neobench.engines.registry import ENGINES
-
-    for name in chosen:
-        if name not in ENGINES:
-            raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
 
 
 def default_folder(workload: str) -> Path:

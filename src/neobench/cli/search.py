@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
-from neobench.cli.session import Session, StoppedError, draw_prompts, run_context, say, started
+from neobench.cli.session import Session, StoppedError, draw_prompts, say, slug, started
 
 if TYPE_CHECKING:
     from neobench.cli.slo_point import PointVerdict
@@ -128,8 +128,7 @@ def _stable_folder(session: Session, slos: tuple[Slo, ...], settings: SearchSett
         session.engines, str(settings),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    slug = "".join(character if character.isalnum() else "-" for character in session.workload)
-    return Path("runs") / f"search-{slug}-{digest}"
+    return Path("runs") / f"search-{slug(session.workload)}-{digest}"
 
 
 def _show_plan(session: Session, slos: tuple[Slo, ...], settings: SearchSettings) -> None:
@@ -170,10 +169,11 @@ async def _search_engine(
     """search.json of one engine, also of a search that was cut short; None when the engine did not even start."""
     from neobench.cli.slo_point import PointMeasurer
     from neobench.harness.engine import EngineError
+    from neobench.harness.runner import RunContext
     from neobench.harness.search import find_highest_rate
     from neobench.results.store import StoreError
 
-    context = run_context(session)
+    context = RunContext.capture(["neobench", *sys.argv[1:]])
     try:
         async with started(session, name, stop) as engine:
             arrival = session.arrivals[settings.start_rate]
@@ -215,7 +215,7 @@ def _publish(
         "points": msgspec.to_builtins(points),
         "command": ["neobench", *sys.argv[1:]],
     }
-    folder = session.folder / name
+    folder = session.folder / slug(name)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RESULT_FILE, encode_pretty(document))
     if points:
@@ -239,7 +239,7 @@ def answer(result: SearchResult, slos: tuple[Slo, ...]) -> list[str]:
     elif result.status == "below_min":
         lines.append("It was not met for certain down to the lowest rate: try a lower --min-rate or a longer limit.")
     elif result.status == "client_limit":
-        lines.append(f"The search ended because the client, not the engine, was the limit {result.reason}")
+        lines.append(f"The search ended because the client, not the engine, was the limit: {result.reason}")
     elif result.status != "found":
         lines.append(f"The search was cut short: {result.reason}.")
     lines += _undecided(result)

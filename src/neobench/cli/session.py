@@ -6,21 +6,26 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from neobench.cli.engine_config import engine_config
-from neobench.neo_engine.config import EngineConfig
+from neobench.cli.engine_choice import options_of
+from neobench.cli.engine_config import check_emulation
 
 if TYPE_CHECKING:
+    from neobench.engines.launch import PromptLimits
     from neobench.harness.engine import Engine
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
     from neobench.harness.spec import ArrivalSpec, RunSpec
     from neobench.results.record import RequestRecord
+    from neobench.results.store import ProvenanceKind
+
+RESTRICTING = frozenset({"emulate", "sms"})
+"""Options that make a GPU stand for a smaller one."""
 
 _T = TypeVar("_T")
 
@@ -41,6 +46,7 @@ class Session:
     workload_options: dict[str, Any]
     model: str
     engine_options: dict[str, Any]
+    """All that were given; each engine gets those that it takes."""
     num_requests: int
     num_warmup: int
     seed: int
@@ -71,8 +77,7 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     from neobench.workloads.prompts import build_requests
     from neobench.workloads.workload import WorkloadError
 
-    settings = {"model": session.model, **session.engine_options}
-    configs = [engine_config(settings, policy=policy_of(name)) for name in session.engines]
+    limits = _limits(session)
     seeds = run_spec(session, session.engines[0], rate).seeds()
     try:
         requests, facts = build_requests(
@@ -80,19 +85,33 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
             session.num_requests + session.num_warmup,
             length_rng=np.random.default_rng(seeds.lengths),
             prompt_rng=np.random.default_rng([seeds.prompts, round(rate * 1e6)]),
-            vocab_size=configs[0].shape.vocab_size,
-            max_model_tokens=min(config.max_request_tokens for config in configs),
+            vocab_size=min(limit.vocab_size for limit in limits),
+            max_model_tokens=min(
+                (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
+            ),
         )
     except WorkloadError as error:
         raise click.UsageError(str(error)) from None
     return Prompts(requests[: session.num_requests], requests[session.num_requests :], facts)
 
 
-def policy_of(engine: str) -> str:
-    """The default one for engines that are not neobench's own."""
-    from neobench.engines.registry import ENGINES
+def _limits(session: Session) -> list[PromptLimits]:
+    from neobench.engines.registry import prompt_limits
+    from neobench.harness.engine import EngineError
+    from neobench.neo_engine.config import ConfigError
 
-    return str(ENGINES[engine].settings.get("policy", EngineConfig.policy))
+    try:
+        limits = [prompt_limits(name, session.model, engine_options(session, name)) for name in session.engines]
+        if session.engine_options.keys() & RESTRICTING:
+            check_emulation()
+    except (EngineError, ConfigError) as error:
+        raise click.UsageError(str(error)) from None
+    return limits
+
+
+def engine_options(session: Session, engine: str) -> dict[str, Any]:
+    """Those that this engine takes. Its model has a place of its own, in the spec as in Launch."""
+    return options_of(engine, session.engine_options)
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
@@ -108,7 +127,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         workload = msgspec.structs.replace(workload, length_seed=seeds[0], prompt_seed=seeds[1])
         arrival = msgspec.structs.replace(arrival, seed=seeds[2])
     return RunSpec(
-        engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
+        engine=EngineSpec(name=engine, options=engine_options(session, engine)),
         workload=workload,
         arrival=arrival,
         model=session.model,
@@ -127,14 +146,14 @@ def say(session: Session, message: str) -> None:
 async def measure_all(session: Session) -> None:
     """Every engine at every rate; an engine that fails leaves the others alone."""
     from neobench.harness.engine import EngineError
-    from neobench.harness.runner import stop_on_signals
+    from neobench.harness.runner import RunContext, stop_on_signals
     from neobench.results.store import StoreError
 
     prompts = {rate: draw_prompts(session, rate) for rate in session.rates}
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
         say(session, f"Note: {scaling['sentence']}")
-    context = run_context(session)
+    context = RunContext.capture(["neobench", *sys.argv[1:]])
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
@@ -145,7 +164,7 @@ async def measure_all(session: Session) -> None:
                     for rate in session.rates:
                         if stop.is_set():
                             break
-                        path = session.folder / f"{name}-rate-{rate:g}"
+                        path = session.folder / f"{slug(name)}-rate-{rate:g}"
                         session.run_paths.append(path)
                         await measure_rate(session, name, rate, engine, path, prompts[rate], context=context, stop=stop)
             except StoppedError:
@@ -157,24 +176,17 @@ async def measure_all(session: Session) -> None:
         session.interrupted = True
 
 
-def run_context(session: Session) -> RunContext:
-    from neobench.harness.runner import RunContext
-
-    restricted = session.engine_options.keys() & {"emulate", "sms"}
-    return RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
-
-
 @asynccontextmanager
 async def started(session: Session, name: str, stop: asyncio.Event) -> AsyncIterator[Engine]:
     """The engine, ready to serve, and stopped afterwards. Raises EngineError, and StoppedError when `stop` comes first.
 
-    Its log is the session folder's {name}.log.
+    Its log is the session folder's {slug(name)}.log.
     """
     from neobench.engines import registry
     from neobench.engines.launch import Launch
 
-    options = {} if name == "null" else {**session.engine_options, "seed": session.seed}
-    log_path = session.folder / f"{name}.log"
+    options = options_of(name, {"seed": session.seed, **session.engine_options})
+    log_path = session.folder / f"{slug(name)}.log"
     engine = registry.create(
         name,
         Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: say(session, line)),
@@ -212,12 +224,22 @@ async def measure_rate(
             prompts.requests,
             engine,
             path,
-            context=context,
+            context=replace(context, kind=provenance_kind(engine_options(session, name))),
             warmup=prompts.warmup,
             workload=prompts.facts,
             options=DriveOptions(stop=stop, on_progress=show),
             watch=watch,
         )
+
+
+def slug(text: str) -> str:
+    """For names of files."""
+    return "".join(character if character.isalnum() or character in "._" else "-" for character in text)
+
+
+def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
+    """Of a run with these options of its engine."""
+    return "emulated" if options.keys() & RESTRICTING else "measured"
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, _T], stop: asyncio.Event) -> _T:

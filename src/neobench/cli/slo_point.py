@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from neobench.cli.points import finished_run, new_run, point_hash, write_whole
-from neobench.cli.session import Session, draw_prompts, measure_rate, say
+from neobench.cli.session import Session, draw_prompts, measure_rate, say, slug
 
 if TYPE_CHECKING:
     from neobench.harness.engine import Engine
@@ -64,7 +64,7 @@ class PointMeasurer:
 
         session = self._point_session(rate, repeat)
         key = point_hash(session, self.engine_name, rate, self.context, slos=[slo.text for slo in self.slos])
-        name = f"{self.engine_name}-rate-{rate:g}-repeat-{repeat}-{key}"
+        name = f"{slug(self.engine_name)}-rate-{rate:g}-repeat-{repeat}-{key}"
         stem = session.folder / "points" / name
         known = finished_run(stem, VERDICT_FILE)
         try:
