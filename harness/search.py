@@ -152,8 +152,19 @@ class _Search:
                 return rate
             if rate == limit:
                 return None
-            rate = _tidy(max(rate / step, limit) if meets else min(rate * step, limit))
+            beyond = _tidy(max(rate / step, limit) if meets else min(rate * step, limit))
+            rate = self._nearest_agreeing(rate, beyond, meets=meets) or beyond
             step *= step
+
+    def _nearest_agreeing(self, rate: float, beyond: float, *, meets: bool) -> float | None:
+        """A rate on the way from `rate` to `beyond` that was measured, each time with the verdict looked for."""
+        near, far = sorted((rate, beyond))
+        fits = [
+            known
+            for known, verdicts in self._verdicts.items()
+            if near <= known <= far and known != rate and verdicts and all(met == meets for met in verdicts)
+        ]
+        return min(fits, key=lambda known: abs(known - rate), default=None)
 
     async def _all_agree(self, rate: float, *, meets: bool) -> bool:
         for repeat in range(self._settings.repeats):

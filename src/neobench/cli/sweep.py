@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the runs; the same command goes on in it. Default: runs/sweep-<name of the file>.",
 )
+@click.option(
+    "--ray",
+    "ray_address",
+    metavar="ADDRESS",
+    help="Measure on the nodes of a Ray cluster, one point at a time on each: auto, host:6379, ray://host:10001, or "
+    "local for this machine ([ray] extra; neobench is installed on the nodes).",
+)
 @click.option("--retry-failed", is_flag=True, help="Measure again what failed, and what was invalid.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the points with their summaries as JSON on stdout, no table."
 )
 @click.option("--dry-run", is_flag=True, help="Show the points and how long they take at least; start nothing.")
-def sweep(file: Path, output: Path | None, retry_failed: bool, as_json: bool, dry_run: bool) -> None:
+def sweep(
+    file: Path, output: Path | None, ray_address: str | None, retry_failed: bool, as_json: bool, dry_run: bool
+) -> None:
     """Measure every point of a YAML file: engines, workloads, rates and settings.
 
     Settings are the options of `neobench run` without their hyphens in front. Repeats go round by round over all
@@ -61,7 +70,14 @@ def sweep(file: Path, output: Path | None, retry_failed: bool, as_json: bool, dr
         _say_plan(measurements, todo, folder, listed=dry_run)
     if dry_run:
         return
-    interrupted = run_async(_measure_all(todo, context, retry_failed=retry_failed))
+    if retry_failed:
+        _set_aside(todo)
+    if ray_address is None:
+        interrupted = run_async(_measure_here(todo, context))
+    else:
+        from neobench.cli.sweep_ray import measure_on_cluster
+
+        interrupted = bool(todo) and measure_on_cluster(todo, ray_address, context.command)
     rows = _rows(measurements)
     _present(rows, folder, as_json=as_json)
     _exit(rows, interrupted=interrupted)
@@ -110,17 +126,22 @@ def _say_plan(measurements: Sequence[Measurement], todo: Sequence[Measurement], 
     )
 
 
-async def _measure_all(todo: Sequence[Measurement], context: RunContext, *, retry_failed: bool) -> bool:
+def _set_aside(todo: Sequence[Measurement]) -> None:
+    """The attempts stay; without their status they no longer count."""
+    from neobench.cli.sweep_points import POINT_FILE
+
+    for one in todo:
+        known = one.known()
+        if known is not None:
+            path, _ = known
+            (path / POINT_FILE).rename(path / "point.retried.json")
+
+
+async def _measure_here(todo: Sequence[Measurement], context: RunContext) -> bool:
     """Whether the user ended it."""
-    from neobench.cli.sweep_points import POINT_FILE, measure_points
+    from neobench.cli.sweep_points import measure_points
     from neobench.harness.runner import stop_on_signals
 
-    if retry_failed:
-        for one in todo:
-            known = one.known()
-            if known is not None:
-                # The attempt stays; without this file it no longer counts.
-                (known[0] / POINT_FILE).rename(known[0] / "point.retried.json")
     stop = asyncio.Event()
     with stop_on_signals(stop):
         await measure_points(todo, context, stop)
