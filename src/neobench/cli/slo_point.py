@@ -90,8 +90,9 @@ class PointMeasurer:
             outcome = await self._run(session, rate, new_run(stem))
             if isinstance(outcome, PointVerdict):
                 return outcome
-            say(session, f"{self.engine_name} at {rate:g} req/s: {' '.join(outcome)}")
-        raise SearchEndedError("client_limit", f"at {rate:g} req/s, twice: {' '.join(outcome)}")
+            reason = f"at {rate:g} req/s: {' '.join(outcome)}"
+            say(session, f"{self.engine_name} {reason}")
+        raise SearchEndedError("client_limit", reason)
 
     async def _run(self, session: Session, rate: float, path: Path) -> PointVerdict | list[str]:
         """The verdict, or why the load was not what the schedule says."""

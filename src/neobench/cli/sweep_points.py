@@ -104,7 +104,7 @@ def taken_settings(points: Sequence[Settings]) -> list[Settings]:
         with suppress(EngineError):
             # An unknown engine is told of when its point is checked.
             entries[_engine_of(point)] = find(_engine_of(point))[0]
-    unique = {}
+    unique: dict[str, Settings] = {}
     for point in points:
         own = entries.get(_engine_of(point))
         values = {

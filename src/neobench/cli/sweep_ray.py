@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -42,7 +43,7 @@ def measure_on_cluster(todo: Sequence[Measurement], address: str, command: list[
         ray.init(
             address=None if address == "local" else address,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
