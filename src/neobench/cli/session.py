@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from neobench.cli.engine_choice import options_of
+from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
+from neobench.cli.openai_options import stored, stored_command
 
 if TYPE_CHECKING:
     from neobench.engines.launch import PromptLimits
@@ -63,6 +64,20 @@ class Prompts:
     warmup: list[PromptRequest]
     facts: dict[str, Any]
 
+    def for_engine(self, spec: RunSpec, *, text: bool) -> Prompts:
+        """As this engine is to be sent them."""
+        import msgspec
+
+        from neobench.workloads.text import as_text
+
+        def adapted(requests: list[PromptRequest]) -> list[PromptRequest]:
+            exact = [msgspec.structs.replace(request, exact_output=spec.exact_output) for request in requests]
+            return as_text(exact, vocab_size=self.facts["vocab_size"]) if text else exact
+
+        if spec.exact_output and not text:
+            return self
+        return Prompts(adapted(self.requests), adapted(self.warmup), {**self.facts, "prompts_are_text": text})
+
 
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
@@ -112,15 +127,17 @@ def engine_options(session: Session, engine: str) -> dict[str, Any]:
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
+    options = engine_options(session, engine)
     return RunSpec(
-        engine=EngineSpec(name=engine, options=engine_options(session, engine)),
+        engine=EngineSpec(name=engine, options=stored(options)),
         workload=WorkloadSpec(name=session.workload, options=session.workload_options),
         arrival=session.arrivals[rate],
-        model=session.model,
+        model=model_of(engine, options, session.model),
         num_requests=session.num_requests,
         num_warmup=session.num_warmup,
         seed=session.seed,
         timeout_s=session.timeout_s,
+        exact_output=options.get("exact_output", True),
     )
 
 
@@ -139,7 +156,7 @@ async def measure_all(session: Session) -> None:
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
         _say(session, f"Note: {scaling['sentence']}")
-    context = RunContext.capture(["neobench", *sys.argv[1:]])
+    context = RunContext.capture(["neobench", *stored_command(sys.argv[1:])])
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
@@ -169,6 +186,7 @@ async def _measure_engine(
     label = name.replace(":", "-")
     log_path = session.folder / f"{label}.log"
     context = replace(context, kind=provenance_kind(options))
+    text = registry.prompt_limits(name, session.model, engine_options(session, name)).text
     engine = registry.create(
         name,
         Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: _say(session, line)),
@@ -179,19 +197,21 @@ async def _measure_engine(
         for rate in session.rates:
             if stop.is_set():
                 return
+            spec = run_spec(session, name, rate)
+            sent = prompts[rate].for_engine(spec, text=text)
             path = session.folder / f"{label}-rate-{rate:g}"
             expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
             with progress_display(f"{name} at {rate:g} req/s", expected_s=expected_s, quiet=session.quiet) as show:
                 drive_options = DriveOptions(stop=stop, on_progress=show)
                 session.run_paths.append(path)
                 await run_one(
-                    run_spec(session, name, rate),
-                    prompts[rate].requests,
+                    spec,
+                    sent.requests,
                     engine,
                     path,
                     context=context,
-                    warmup=prompts[rate].warmup,
-                    workload=prompts[rate].facts,
+                    warmup=sent.warmup,
+                    workload=sent.facts,
                     options=drive_options,
                 )
     finally:
