@@ -53,6 +53,23 @@ ENGINES: Mapping[str, EngineEntry] = {
     "chunked_prefill_256": _own("the same with 256 tokens an iteration", "chunked_prefill", max_batch_tokens=256),
     "chunked_prefill_512": _own("the same with 512 tokens an iteration", "chunked_prefill", max_batch_tokens=512),
     "full_offload": _own("all decode attention on the host CPU (FastDecode)", "full_offload"),
+    "openai": EngineEntry(
+        "neobench.engines.openai:OpenAIEngine",
+        "any OpenAI-compatible server or service that is running, at --base-url",
+        options=(
+            "base_url",
+            "api",
+            "header",
+            "api_key_env",
+            "extra_body",
+            "served_model",
+            "exact_output",
+            "prompt",
+            "vocab_size",
+            "max_model_tokens",
+        ),
+        limits="neobench.engines.openai_limits:limits",
+    ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",

@@ -72,6 +72,14 @@ def options_of(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if entry.takes(name)}
 
 
+def model_of(engine: str, options: Mapping[str, Any], model: str) -> str:
+    """What a run measures: `model`, or for a server that is running already the name it is asked by."""
+    from neobench.engines.registry import find
+
+    entry, _ = find(engine)
+    return str(options.get("served_model", "the one served")) if entry.takes("served_model") else model
+
+
 def _takers(option: str) -> list[str]:
     from neobench.engines.plugins import plugins
     from neobench.engines.registry import ENGINES

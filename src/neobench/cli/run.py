@@ -12,6 +12,7 @@ import click
 
 from neobench.cli.arrivals import arrival_options, arrival_spec
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
+from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -80,6 +81,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
+@openai_options
 @extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
@@ -174,12 +176,14 @@ def _finish(session: Session, *, as_json: bool) -> None:
     finished = [path for path in session.run_paths if (path / "summary.json").exists()]
     summaries = [json.loads((path / "summary.json").read_text()) for path in finished]
     if summaries:
+        from neobench.cli.failures import show_failures
         from neobench.cli.present import present
 
         if as_json:
             wants_one = len(session.engines) * len(session.rates) == 1
             click.echo(json.dumps(summaries[0] if wants_one else summaries, indent=2))
         present(finished, session.folder, quiet=as_json)
+        show_failures([path for path, summary in zip(finished, summaries, strict=True) if summary["failed"]])
     if session.errors:
         sys.exit(EXIT_ERROR)
     if session.interrupted or not all(summary["validity"]["valid"] for summary in summaries):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neobench.cli.openai_options import stored_command
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
 from neobench.cli.session import Session, StoppedError, draw_prompts, say, slug, started
 
@@ -173,7 +174,7 @@ async def _search_engine(
     from neobench.harness.search import find_highest_rate
     from neobench.results.store import StoreError
 
-    context = RunContext.capture(["neobench", *sys.argv[1:]])
+    context = RunContext.capture(["neobench", *stored_command(sys.argv[1:])])
     try:
         async with started(session, name, stop) as engine:
             arrival = session.arrivals[settings.start_rate]
@@ -213,7 +214,7 @@ def _publish(
         "settings": msgspec.to_builtins(settings),
         **msgspec.to_builtins(result),
         "points": msgspec.to_builtins(points),
-        "command": ["neobench", *sys.argv[1:]],
+        "command": ["neobench", *stored_command(sys.argv[1:])],
     }
     folder = session.folder / slug(name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from neobench.cli.engine_choice import options_of
+from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
+from neobench.cli.openai_options import stored, stored_command
 
 if TYPE_CHECKING:
     from neobench.engines.launch import PromptLimits
@@ -68,6 +69,20 @@ class Prompts:
     warmup: list[PromptRequest]
     facts: dict[str, Any]
 
+    def for_engine(self, spec: RunSpec, *, text: bool) -> Prompts:
+        """As this engine is to be sent them."""
+        import msgspec
+
+        from neobench.workloads.text import as_text
+
+        def adapted(requests: list[PromptRequest]) -> list[PromptRequest]:
+            exact = [msgspec.structs.replace(request, exact_output=spec.exact_output) for request in requests]
+            return as_text(exact, vocab_size=self.facts["vocab_size"]) if text else exact
+
+        if spec.exact_output and not text:
+            return self
+        return Prompts(adapted(self.requests), adapted(self.warmup), {**self.facts, "prompts_are_text": text})
+
 
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
@@ -117,6 +132,7 @@ def engine_options(session: Session, engine: str) -> dict[str, Any]:
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
+    options = engine_options(session, engine)
     workload = WorkloadSpec(name=session.workload, options=session.workload_options)
     arrival = session.arrivals[rate]
     if session.repeat:
@@ -127,14 +143,15 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         workload = msgspec.structs.replace(workload, length_seed=seeds[0], prompt_seed=seeds[1])
         arrival = msgspec.structs.replace(arrival, seed=seeds[2])
     return RunSpec(
-        engine=EngineSpec(name=engine, options=engine_options(session, engine)),
+        engine=EngineSpec(name=engine, options=stored(options)),
         workload=workload,
         arrival=arrival,
-        model=session.model,
+        model=model_of(engine, options, session.model),
         num_requests=session.num_requests,
         num_warmup=session.num_warmup,
         seed=session.seed,
         timeout_s=session.timeout_s,
+        exact_output=options.get("exact_output", True),
     )
 
 
@@ -153,7 +170,7 @@ async def measure_all(session: Session) -> None:
     scaling = prompts[session.rates[0]].facts["scaling"]
     if scaling:
         say(session, f"Note: {scaling['sentence']}")
-    context = RunContext.capture(["neobench", *sys.argv[1:]])
+    context = RunContext.capture(["neobench", *stored_command(sys.argv[1:])])
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
@@ -212,21 +229,25 @@ async def measure_rate(
     watch: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
     """One run into a new folder at `path`; its summary. `watch` sees each record once it is stored."""
+    from neobench.engines import registry
     from neobench.harness.driver import DriveOptions
     from neobench.harness.progress import progress_display
     from neobench.harness.runner import run_one
 
+    spec = run_spec(session, name, rate)
+    limits = registry.prompt_limits(name, session.model, engine_options(session, name))
+    sent = prompts.for_engine(spec, text=limits.text)
     expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
     label = f"{name} at {rate:g} req/s"
     with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
         return await run_one(
-            run_spec(session, name, rate),
-            prompts.requests,
+            spec,
+            sent.requests,
             engine,
             path,
             context=replace(context, kind=provenance_kind(engine_options(session, name))),
-            warmup=prompts.warmup,
-            workload=prompts.facts,
+            warmup=sent.warmup,
+            workload=sent.facts,
             options=DriveOptions(stop=stop, on_progress=show),
             watch=watch,
         )

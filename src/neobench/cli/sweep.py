@@ -115,7 +115,7 @@ def _is_due(measurement: Measurement, *, retry_failed: bool) -> bool:
 def _say_plan(measurements: Sequence[Measurement], todo: Sequence[Measurement], folder: Path, *, listed: bool) -> None:
     if listed:
         for one in measurements:
-            settings = ", ".join(f"{name} {value}" for name, value in one.settings.items())
+            settings = ", ".join(f"{name} {value}" for name, value in one.shown_settings().items())
             click.echo(f"{'to do' if one in todo else 'kept':<6} repeat {one.session.repeat}: {settings}")
     arrivals_s = sum(one.session.arrivals[one.rate].expected_span_s(one.session.num_requests) for one in todo)
     starts = sum(index == 0 or todo[index - 1].launch_key() != one.launch_key() for index, one in enumerate(todo))
@@ -154,7 +154,7 @@ def _rows(measurements: Sequence[Measurement]) -> list[SweepRow]:
 
     rows: dict[str, SweepRow] = {}
     for one in measurements:
-        row = rows.setdefault(json.dumps(one.settings, sort_keys=True), SweepRow(one.settings, 0))
+        row = rows.setdefault(json.dumps(one.settings, sort_keys=True), SweepRow(one.shown_settings(), 0))
         row.repeats += 1
         known = one.known()
         if known is None:

@@ -54,6 +54,17 @@ class Measurement:
     def rate(self) -> float:
         return self.session.rates[0]
 
+    def shown_settings(self) -> dict[str, Any]:
+        """Without the values of headers."""
+        from neobench.cli.openai_options import stored_command
+
+        def shown(name: str, value: Any) -> Any:
+            if isinstance(value, list):
+                return [shown(name, one) for one in value]
+            return stored_command([f"--{name}", value])[1] if isinstance(value, str) else value
+
+        return {name: shown(name, value) for name, value in self.settings.items()}
+
     def launch_key(self) -> str:
         """Measurements with the same one can share a running engine."""
         session = self.session
@@ -70,7 +81,7 @@ class Measurement:
         point = PointStatus(
             status=status,
             reason=reason,
-            settings=dict(self.settings),
+            settings=self.shown_settings(),
             engine=self.engine,
             rate=self.rate,
             repeat=self.session.repeat,
@@ -87,7 +98,11 @@ def read_status(path: Path) -> PointStatus:
 
 def setting_names() -> dict[str, str]:
     """The long options of `run`, without their hyphens in front -> the names of their values."""
-    return {max(option.opts, key=len).removeprefix("--"): str(option.name) for option in shared_options()}
+    return {_long_name(option): str(option.name) for option in shared_options()}
+
+
+def _long_name(option: click.Parameter) -> str:
+    return max(option.opts, key=len).removeprefix("--")
 
 
 def taken_settings(points: Sequence[Settings]) -> list[Settings]:
@@ -142,10 +157,11 @@ def plan(settings: Settings, repeat: int, folder: Path, context: RunContext, *, 
 def run_options(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What `run` would be called with, given these as options on its command line."""
     arguments: list[str] = []
+    flags = {_long_name(option): option for option in shared_options() if getattr(option, "is_flag", False)}
     for name, value in values.items():
-        if value is True:
-            arguments.append(f"--{name}")
-        elif value is not False:
+        if name in flags and isinstance(value, bool):
+            arguments += [f"--{name}"] if value else flags[name].secondary_opts
+        else:
             for one in value if isinstance(value, list) else [value]:
                 arguments += [f"--{name}", str(one)]
     with run.make_context("sweep", arguments) as context:

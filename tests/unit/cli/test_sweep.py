@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neobench.cli import main
+from neobench.cli.sweep_points import run_options
 
 POINTS = """
 defaults: {workload: "synthetic:8,4", num-warmup: 0, num-requests: 40}
@@ -106,6 +107,34 @@ def test_settings_that_an_engine_does_not_take_are_left_out_of_its_points(tmp_pa
     text = 'matrix: {engine: [neo, "null"], device-blocks: [24, 48], workload: ["synthetic:8,4"]}'
     done = sweep(written(tmp_path, text), "--dry-run")
     assert "3 of 3 measurements to do" in done.output, "null is there once"
+
+
+def test_values_of_headers_are_stored_nowhere(tmp_path: Path) -> None:
+    # Nobody listens there, so the point fails, which is stored too.
+    text = """
+include:
+  - engine: openai
+    base-url: http://127.0.0.1:9
+    header: ["Authorization=Bearer hush"]
+    workload: "synthetic:8,4"
+    rate: 9
+"""
+    done = sweep(written(tmp_path, text))
+    assert done.exit_code == 1, done.output
+    (status,) = statuses(tmp_path).values()
+    assert status["settings"]["header"] == ["Authorization=***"]
+    stored = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert stored
+    assert not any("hush" in content for content in [*stored, done.output])
+
+
+def test_flags_are_true_or_false(tmp_path: Path) -> None:
+    text = 'include: [{engine: openai, base-url: "http://127.0.0.1:9", rate: 9, exact-output: false}]'
+    assert sweep(written(tmp_path, text), "--dry-run").exit_code == 0
+    with run_options({"exact-output": False}) as options:
+        assert options["exact_output"] is False
+    with run_options({"exact-output": True}) as options:
+        assert options["exact_output"] is True
 
 
 def test_the_example_is_a_sweep() -> None:

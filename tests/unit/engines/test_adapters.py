@@ -10,6 +10,7 @@ import pytest
 
 from neobench.engines.launch import Launch, PromptLimits
 from neobench.engines.neo import FLAGS, NeoEngine
+from neobench.engines.openai_limits import OPTIONS
 from neobench.engines.registry import ENGINES, create, prompt_limits
 from neobench.harness.engine import EngineError
 from neobench.harness.request import PromptRequest
@@ -58,12 +59,14 @@ def test_an_unknown_engine_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 def test_every_engine_can_be_made_and_has_its_name(tmp_path: Path) -> None:
     for name, entry in ENGINES.items():
-        assert create(name, launch(tmp_path)).name == name
+        needed = {"base_url": "http://localhost:1"} if entry.takes("base_url") else {}
+        assert create(name, launch(tmp_path, **needed)).name == name
         assert entry.description
 
 
 def test_options_of_an_entry_are_those_of_its_adapter() -> None:
     assert set(ENGINES["neo"].options) == {"model", *FLAGS}
+    assert ENGINES["openai"].options == OPTIONS
 
 
 def test_limits_are_known_before_the_start() -> None:
