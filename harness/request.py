@@ -21,6 +21,8 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     output_tokens: int
     """Forced by the engine adapter (ignore_eos); any other count is an error of that request."""
+    arrival_ns: int | None = None
+    """In the trace that it was taken from, since the first arrival there; None when its arrival is drawn."""
 
     @classmethod
     def of(cls, prompt_token_ids: Sequence[int], **fields: Any) -> PromptRequest:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from neobench.harness.arrivals import draw_offsets_ns
+from neobench.harness.arrivals import offsets_of_ns
 from neobench.harness.driver import DriveOptions, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
@@ -79,7 +79,7 @@ async def run_one(
         spec=msgspec.to_builtins(spec),
         spec_hash=spec_hash(spec),
         num_requests=spec.num_requests,
-        request_rate=spec.arrival.rate,
+        request_rate=_asked_rate(spec, requests),
         provenance=context.provenance(),
         fingerprint=context.fingerprint,
         engine=dict(await engine.describe()),
@@ -93,6 +93,14 @@ async def run_one(
         folder.close()
 
 
+def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:
+    """Requests per second; of a trace on average, from its first arrival to its last."""
+    if spec.arrival.kind != "trace":
+        return spec.arrival.rate
+    span_ns = int(offsets_of_ns(spec.arrival, requests, seed=0)[-1])
+    return (len(requests) - 1) * 1e9 / span_ns if span_ns else None
+
+
 async def _measure(
     spec: RunSpec,
     requests: Sequence[PromptRequest],
@@ -103,7 +111,7 @@ async def _measure(
     warmup: Sequence[PromptRequest],
     options: DriveOptions | None,
 ) -> dict[str, Any]:
-    offsets_ns = draw_offsets_ns(spec.arrival, spec.num_requests, spec.seeds().arrivals)
+    offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
     async with _synced(folder):
         result = await drive(

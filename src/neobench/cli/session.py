@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from neobench.cli.arrivals import expected_span_s, load_label, load_slug
 from neobench.cli.engine_config import engine_config
+from neobench.cli.workload_options import workload_notes
 from neobench.neo_engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Session:
 
     engines: tuple[str, ...]
     rates: tuple[float, ...]
+    """Requests per second, or the speeds of a trace: what tells the runs of one engine apart."""
     arrivals: Mapping[float, ArrivalSpec]
     """By rate."""
     workload: str
@@ -44,6 +47,8 @@ class Session:
     timeout_s: float
     folder: Path
     quiet: bool
+    workload_seeds: Mapping[str, int | None] = field(default_factory=dict)
+    """Those of WorkloadSpec that were given."""
     run_paths: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -60,10 +65,8 @@ class Prompts:
 
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
-    import numpy as np
-
     from neobench.workloads import registry
-    from neobench.workloads.prompts import build_requests
+    from neobench.workloads.prompts import Streams, build_requests
     from neobench.workloads.workload import WorkloadError
 
     settings = {"model": session.model, **session.engine_options}
@@ -72,9 +75,10 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     try:
         requests, facts = build_requests(
             registry.create(session.workload, session.workload_options),
-            session.num_requests + session.num_warmup,
-            length_rng=np.random.default_rng(seeds.lengths),
-            prompt_rng=np.random.default_rng([seeds.prompts, round(rate * 1e6)]),
+            session.num_requests,
+            num_warmup=session.num_warmup,
+            streams=Streams.of(seeds, round(rate * 1e6)),
+            replay=session.arrivals[rate].kind == "trace",
             vocab_size=configs[0].shape.vocab_size,
             max_model_tokens=min(config.max_request_tokens for config in configs),
         )
@@ -95,7 +99,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
 
     return RunSpec(
         engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
-        workload=WorkloadSpec(name=session.workload, options=session.workload_options),
+        workload=WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_seeds),
         arrival=session.arrivals[rate],
         model=session.model,
         num_requests=session.num_requests,
@@ -117,9 +121,8 @@ async def measure_all(session: Session) -> None:
     from neobench.results.store import StoreError
 
     prompts = {rate: draw_prompts(session, rate) for rate in session.rates}
-    scaling = prompts[session.rates[0]].facts["scaling"]
-    if scaling:
-        _say(session, f"Note: {scaling['sentence']}")
+    for note in workload_notes(prompts[session.rates[0]].facts):
+        _say(session, f"Note: {note}")
     restricted = session.engine_options.keys() & {"emulate", "sms"}
     context = RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
     stop = asyncio.Event()
@@ -159,9 +162,10 @@ async def _measure_engine(
         for rate in session.rates:
             if stop.is_set():
                 return
-            path = session.folder / f"{name}-rate-{rate:g}"
-            label = f"{name} at {rate:g} req/s"
-            expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
+            arrival = session.arrivals[rate]
+            path = session.folder / f"{name}-{load_slug(arrival)}"
+            label = f"{name} at {load_label(arrival)}"
+            expected_s = expected_span_s(arrival, prompts[rate].requests)
             with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
                 drive_options = DriveOptions(stop=stop, on_progress=show)
                 session.run_paths.append(path)
