@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from neobench.workloads.hf import load_rows
 from neobench.workloads.options import check_options, flag
 from neobench.workloads.sources import FileLengths, TableLengths
 from neobench.workloads.token_counts import token_counter
@@ -70,14 +71,9 @@ class DatasetLengths:
 
 def _load_dataset() -> Any:
     try:
-        import datasets
-    except ImportError as error:
-        raise WorkloadError("the real dataset needs the package 'datasets': pip install 'neobench[data]'") from error
-    try:
-        return datasets.load_dataset(DATASET, split=SPLIT)
-    # What a missing network raises depends on the versions of datasets, huggingface_hub and httpx.
-    except Exception as error:
+        return load_rows(DATASET, SPLIT)
+    except WorkloadError as error:
         raise WorkloadError(
-            f"cannot load {DATASET}: {error}. Without a network, leave the option 'tokenizer' out "
-            "(the lengths that ship with the package are used) or give a local 'file'"
+            f"{error}. Without it, leave the option 'tokenizer' out (the lengths that ship with the package are used) "
+            "or give a local 'file'"
         ) from error

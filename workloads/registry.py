@@ -30,6 +30,15 @@ WORKLOADS: Mapping[str, WorkloadEntry] = {
         "neobench.workloads.azure:create_conv",
         "conversations in Azure in 2023, about 1,155 tokens in and 211 out; lengths ship with the package",
     ),
+    "hf": WorkloadEntry(
+        "neobench.workloads.hf:create",
+        "hf:DATASET has the lengths of a dataset of the hub, a folder or a file (options prompt_column, output_column, "
+        "split, config; tokenizer for texts)",
+    ),
+    "sharegpt": WorkloadEntry(
+        "neobench.workloads.sharegpt:create",
+        "sharegpt:FILE has the first question and answer of each conversation in ShareGPT's JSON (option tokenizer)",
+    ),
     "synthetic": WorkloadEntry(
         "neobench.workloads.synthetic:create",
         "synthetic:IN,OUT draws lengths uniformly within 10 % of IN and OUT; synthetic:fixed:IN,OUT exactly; "
