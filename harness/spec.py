@@ -107,6 +107,8 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 600.0
     """From the moment a request is issued; then it is aborted and recorded as a timeout."""
+    exact_output: bool = True
+    """False: outputs may be shorter than asked for, as services without ignore_eos make them."""
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
+from neobench.cli.engine_choice import check_engines, extra_options, given_options
+from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 from neobench.cli.workload_options import pop_workload, workload_options
@@ -28,7 +29,7 @@ EXIT_INVALID = 4
     metavar="NAMES",
     default="neo",
     show_default=True,
-    help="One or several, comma-separated.",
+    help="One or several, comma-separated; see `neobench list engines`.",
 )
 @workload_options
 @click.option(
@@ -76,7 +77,9 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @engine_options
-def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
+@openai_options
+@extra_options
+def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...], **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
     Requests arrive as a Poisson process (or see --arrival) drawn up front; the client never waits for the engine,
@@ -95,16 +98,16 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     arrivals = arrival_specs(options.pop("rates"), options)
     common = {name: options.pop(name) for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s")}
     common |= pop_workload(options)
-    _check_engines(common["engines"])
     session = Session(
         **common,
         rates=tuple(arrivals),
         arrivals=arrivals,
         model=options.pop("model"),
-        engine_options={name: value for name, value in options.items() if value is not None},
+        engine_options=given_options(options, extra),
         folder=output or default_folder(common["workload"]),
         quiet=as_json,
     )
+    check_engines(session.engines, session.engine_options)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
@@ -114,15 +117,6 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
     run_async(measure_all(session))
     _finish(session, as_json=as_json)
-
-
-def _check_engines(chosen: Sequence[str]) -> None:
-    from neobench.engines.launch import nearest_names
-    from neobench.engines.registry import ENGINES
-
-    for name in chosen:
-        if name not in ENGINES:
-            raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
 
 
 def default_folder(workload: str) -> Path:
@@ -161,12 +155,14 @@ def _finish(session: Session, *, as_json: bool) -> None:
     finished = [path for path in session.run_paths if (path / "summary.json").exists()]
     summaries = [json.loads((path / "summary.json").read_text()) for path in finished]
     if summaries:
+        from neobench.cli.failures import show_failures
         from neobench.cli.present import present
 
         if as_json:
             wants_one = len(session.engines) * len(session.rates) == 1
             click.echo(json.dumps(summaries[0] if wants_one else summaries, indent=2))
         present(finished, session.folder, quiet=as_json)
+        show_failures([path for path, summary in zip(finished, summaries, strict=True) if summary["failed"]])
     if session.errors:
         sys.exit(EXIT_ERROR)
     if session.interrupted or not all(summary["validity"]["valid"] for summary in summaries):

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from neobench.cli.arrivals import expected_span_s, load_label, load_slug
-from neobench.cli.engine_config import engine_config
+from neobench.cli.engine_choice import model_of, options_of
+from neobench.cli.engine_config import check_emulation
+from neobench.cli.openai_options import stored, stored_command
 from neobench.cli.workload_options import workload_notes
-from neobench.neo_engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from neobench.engines.launch import PromptLimits
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
     from neobench.harness.spec import ArrivalSpec, RunSpec
+    from neobench.results.store import ProvenanceKind
+
+RESTRICTING = frozenset({"emulate", "sms"})
+"""Options that make a GPU stand for a smaller one."""
 
 _T = TypeVar("_T")
 
@@ -41,6 +47,7 @@ class Session:
     workload_options: dict[str, Any]
     model: str
     engine_options: dict[str, Any]
+    """All that were given; each engine gets those that it takes."""
     num_requests: int
     num_warmup: int
     seed: int
@@ -62,6 +69,20 @@ class Prompts:
     warmup: list[PromptRequest]
     facts: dict[str, Any]
 
+    def for_engine(self, spec: RunSpec, *, text: bool) -> Prompts:
+        """As this engine is to be sent them."""
+        import msgspec
+
+        from neobench.workloads.text import as_text
+
+        def adapted(requests: list[PromptRequest]) -> list[PromptRequest]:
+            exact = [msgspec.structs.replace(request, exact_output=spec.exact_output) for request in requests]
+            return as_text(exact, vocab_size=self.facts["vocab_size"]) if text else exact
+
+        if spec.exact_output and not text:
+            return self
+        return Prompts(adapted(self.requests), adapted(self.warmup), {**self.facts, "prompts_are_text": text})
+
 
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
@@ -69,8 +90,7 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     from neobench.workloads.prompts import Streams, build_requests
     from neobench.workloads.workload import WorkloadError
 
-    settings = {"model": session.model, **session.engine_options}
-    configs = [engine_config(settings, policy=policy_of(name)) for name in session.engines]
+    limits = _limits(session)
     seeds = run_spec(session, session.engines[0], rate).seeds()
     try:
         requests, facts = build_requests(
@@ -79,33 +99,49 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
             num_warmup=session.num_warmup,
             streams=Streams.of(seeds, round(rate * 1e6)),
             replay=session.arrivals[rate].kind == "trace",
-            vocab_size=configs[0].shape.vocab_size,
-            max_model_tokens=min(config.max_request_tokens for config in configs),
+            vocab_size=min(limit.vocab_size for limit in limits),
+            max_model_tokens=min(
+                (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
+            ),
         )
     except WorkloadError as error:
         raise click.UsageError(str(error)) from None
     return Prompts(requests[: session.num_requests], requests[session.num_requests :], facts)
 
 
-def policy_of(engine: str) -> str:
-    """The default one for engines that are not neobench's own."""
-    from neobench.engines.registry import ENGINES
+def _limits(session: Session) -> list[PromptLimits]:
+    from neobench.engines.registry import prompt_limits
+    from neobench.harness.engine import EngineError
+    from neobench.neo_engine.config import ConfigError
 
-    return str(ENGINES[engine].settings.get("policy", EngineConfig.policy))
+    try:
+        limits = [prompt_limits(name, session.model, engine_options(session, name)) for name in session.engines]
+        if session.engine_options.keys() & RESTRICTING:
+            check_emulation()
+    except (EngineError, ConfigError) as error:
+        raise click.UsageError(str(error)) from None
+    return limits
+
+
+def engine_options(session: Session, engine: str) -> dict[str, Any]:
+    """Those that this engine takes. Its model has a place of its own, in the spec as in Launch."""
+    return options_of(engine, session.engine_options)
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
+    options = engine_options(session, engine)
     return RunSpec(
-        engine=EngineSpec(name=engine, options={} if engine == "null" else session.engine_options),
+        engine=EngineSpec(name=engine, options=stored(options)),
         workload=WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_seeds),
         arrival=session.arrivals[rate],
-        model=session.model,
+        model=model_of(engine, options, session.model),
         num_requests=session.num_requests,
         num_warmup=session.num_warmup,
         seed=session.seed,
         timeout_s=session.timeout_s,
+        exact_output=options.get("exact_output", True),
     )
 
 
@@ -123,8 +159,7 @@ async def measure_all(session: Session) -> None:
     prompts = {rate: draw_prompts(session, rate) for rate in session.rates}
     for note in workload_notes(prompts[session.rates[0]].facts):
         _say(session, f"Note: {note}")
-    restricted = session.engine_options.keys() & {"emulate", "sms"}
-    context = RunContext.capture(["neobench", *sys.argv[1:]], "emulated" if restricted else "measured")
+    context = RunContext.capture(["neobench", *stored_command(sys.argv[1:])])
     stop = asyncio.Event()
     with stop_on_signals(stop):
         for name in session.engines:
@@ -150,8 +185,11 @@ async def _measure_engine(
     from neobench.harness.progress import progress_display
     from neobench.harness.runner import run_one
 
-    options = {} if name == "null" else {**session.engine_options, "seed": session.seed}
-    log_path = session.folder / f"{name}.log"
+    options = options_of(name, {"seed": session.seed, **session.engine_options})
+    label = name.replace(":", "-")
+    log_path = session.folder / f"{label}.log"
+    context = replace(context, kind=provenance_kind(options))
+    text = registry.prompt_limits(name, session.model, engine_options(session, name)).text
     engine = registry.create(
         name,
         Launch(model=session.model, options=options, log_path=log_path, progress=lambda line: _say(session, line)),
@@ -162,25 +200,32 @@ async def _measure_engine(
         for rate in session.rates:
             if stop.is_set():
                 return
-            arrival = session.arrivals[rate]
-            path = session.folder / f"{name}-{load_slug(arrival)}"
-            label = f"{name} at {load_label(arrival)}"
-            expected_s = expected_span_s(arrival, prompts[rate].requests)
-            with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
+            spec = run_spec(session, name, rate)
+            sent = prompts[rate].for_engine(spec, text=text)
+            path = session.folder / f"{label}-{load_slug(spec.arrival)}"
+            expected_s = expected_span_s(spec.arrival, prompts[rate].requests)
+            with progress_display(
+                f"{name} at {load_label(spec.arrival)}", expected_s=expected_s, quiet=session.quiet
+            ) as show:
                 drive_options = DriveOptions(stop=stop, on_progress=show)
                 session.run_paths.append(path)
                 await run_one(
-                    run_spec(session, name, rate),
-                    prompts[rate].requests,
+                    spec,
+                    sent.requests,
                     engine,
                     path,
                     context=context,
-                    warmup=prompts[rate].warmup,
-                    workload=prompts[rate].facts,
+                    warmup=sent.warmup,
+                    workload=sent.facts,
                     options=drive_options,
                 )
     finally:
         await engine.stop()
+
+
+def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
+    """Of a run with these options of its engine."""
+    return "emulated" if options.keys() & RESTRICTING else "measured"
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, _T], stop: asyncio.Event) -> _T:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neobench.cli import main
-from neobench.cli.session import policy_of
+from neobench.cli.session import provenance_kind
 from neobench.engines.registry import ENGINES
 from neobench.neo_engine.scheduler.policy import POLICIES
 
@@ -47,6 +47,19 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     [
         (["rum"], "Did you mean 'run'?"),
         (["run", "--engine", "ne0"], "neo"),
+        (
+            ["run", "--engine", "null", "--device-blocks", "9"],
+            "no option of null; engines that take it: chunked_prefill, ",
+        ),
+        (
+            ["run", "--engine", "chunked_prefill_256", "--max-batch-tokens", "9"],
+            "take it: chunked_prefill, full_offload",
+        ),
+        (["run", "--engine", "null", "--model", "tiny"], "--model is no option of null"),
+        (["run", "--engine-option", "speed=9"], "--engine-option speed is no option of neo; no engine takes it"),
+        (["run", "--engine-option", "speed"], "is not NAME=VALUE"),
+        (["run", "--engine-option", "sms=8"], "has a flag of its own: --sms 8"),
+        (["run", "--engine", "neo:256"], "neo takes nothing behind a colon"),
         (["run", "--workload", "carperay"], "carperai"),
         (["run", "--model", "llama-3-8b"], "llama-3.1-8b"),
         (["run", "--rate", "fast"], "not a rate"),
@@ -77,18 +90,23 @@ def test_wrong_input_is_a_usage_error_that_says_the_fix(arguments: list[str], me
     assert message in result.output
 
 
-def test_every_engine_of_ours_has_a_policy_that_exists() -> None:
-    policies = {name: policy_of(name) for name in ENGINES}
-    assert set(policies.values()) == set(POLICIES)
-    assert policies["neo"] == policies["null"] == "asymmetric_pipeline"
+def test_every_policy_is_an_engine() -> None:
+    assert {entry.settings["policy"] for entry in ENGINES.values() if "policy" in entry.settings} == set(POLICIES)
 
 
-def test_a_restricted_run_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neobench.cli.engine_config.check_emulation", lambda: None)
-    for folder, options, kind in (("some", ["--sms", "8"], "emulated"), ("all", [], "measured")):
-        run_null(tmp_path / folder, *options)
-        stored = json.loads((tmp_path / folder / "null-rate-400" / "run.json").read_text())
-        assert stored["provenance"]["kind"] == kind
+def test_a_restricted_run_is_emulated() -> None:
+    assert provenance_kind({"sms": 8}) == provenance_kind({"emulate": "t4"}) == "emulated"
+    assert provenance_kind({"device_blocks": 8}) == "measured"
+
+
+def test_each_engine_gets_the_options_that_it_takes() -> None:
+    plan = json.loads(
+        invoke(
+            "run", "--engine", "neo,chunked_prefill_256,null", "--max-batch-tokens", "300", "--dry-run", "--json"
+        ).output
+    )
+    options = {run["engine"]["name"]: run["engine"]["options"] for run in plan["runs"]}
+    assert options == {"neo": {"max_batch_tokens": 300}, "chunked_prefill_256": {}, "null": {}}
 
 
 def test_list_names_everything() -> None:
