@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from neobench.harness.arrivals import draw_offsets_ns
+from neobench.harness.arrivals import offsets_of_ns
 from neobench.harness.driver import DriveOptions, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
@@ -82,7 +82,7 @@ async def run_one(
         spec=msgspec.to_builtins(spec),
         spec_hash=spec_hash(spec),
         num_requests=spec.num_requests,
-        request_rate=spec.arrival.rate,
+        request_rate=_asked_rate(spec, requests),
         provenance=context.provenance(),
         fingerprint=context.fingerprint,
         engine=dict(await engine.describe()),
@@ -94,6 +94,14 @@ async def run_one(
         return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options, watch=watch)
     finally:
         folder.close()
+
+
+def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:
+    """Requests per second; of a trace on average, from its first arrival to its last."""
+    if spec.arrival.kind != "trace":
+        return spec.arrival.rate
+    span_ns = int(offsets_of_ns(spec.arrival, requests, seed=0)[-1])
+    return (len(requests) - 1) * 1e9 / span_ns if span_ns else None
 
 
 async def _measure(
@@ -112,7 +120,7 @@ async def _measure(
         if watch is not None:
             watch(record)
 
-    offsets_ns = draw_offsets_ns(spec.arrival, spec.num_requests, spec.seeds().arrivals)
+    offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
     async with _synced(folder):
         result = await drive(

@@ -13,7 +13,7 @@ class ReportRun:
     workload: str
     model: str
     request_rate: float | None
-    """Requests per second; None: all at once."""
+    """Requests per second, of a trace on average; None: all at once."""
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
@@ -26,7 +26,7 @@ class ReportRun:
             engine=spec["engine"]["name"],
             workload=spec["workload"]["name"],
             model=spec["model"],
-            request_rate=spec["arrival"].get("rate"),
+            request_rate=run["request_rate"],
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
         )

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from neobench.cli.arrivals import arrival_options, arrival_spec
+from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.workload_options import pop_workload, workload_options
 
 EXIT_ERROR = 1
 EXIT_INVALID = 4
@@ -30,16 +31,7 @@ EXIT_INVALID = 4
     show_default=True,
     help="One or several, comma-separated; see `neobench list engines`.",
 )
-@click.option("--workload", default="carperai", show_default=True, help="See `neobench list workloads`.")
-@click.option(
-    "--workload-file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Lengths from a local file instead of the shipped table.",
-)
-@click.option(
-    "--workload-tokenizer",
-    help="Count the real dataset's lengths with this tokenizer.json or hub model ([data] extra).",
-)
+@workload_options
 @click.option(
     "--rate",
     "rates",
@@ -61,7 +53,11 @@ EXIT_INVALID = 4
     help="Requests before each schedule starts; not in the figures.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of lengths, prompts, arrivals and weights."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of weights, and of lengths, order, prompts and arrivals unless they have a seed of their own.",
 )
 @click.option(
     "--timeout",
@@ -95,6 +91,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
+    neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -114,16 +111,13 @@ def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> 
     """From the options of `run` but --output, --json and --dry-run. Raises click.UsageError."""
     options = dict(options)
     extra = options.pop("extra")
-    common = {
-        name: options.pop(name)
-        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
-    }
-    arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
-    sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
+    arrivals = arrival_specs(options.pop("rates"), options)
+    common = {name: options.pop(name) for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s")}
+    common |= pop_workload(options)
     session = Session(
         **common,
-        arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
-        workload_options={name: value for name, value in sources.items() if value is not None},
+        rates=tuple(arrivals),
+        arrivals=arrivals,
         model=options.pop("model"),
         engine_options=given_options(options, extra),
         folder=folder or default_folder(common["workload"]),
@@ -152,22 +146,21 @@ def default_folder(workload: str) -> Path:
 def _show_plan(session: Session, *, as_json: bool) -> None:
     import msgspec
 
-    facts = draw_prompts(session, session.rates[0]).facts
-    specs = [
-        msgspec.to_builtins(run_spec(session, engine, rate)) for engine in session.engines for rate in session.rates
-    ]
+    prompts = draw_prompts(session, session.rates[0])
+    specs = [run_spec(session, engine, rate) for engine in session.engines for rate in session.rates]
     if as_json:
-        click.echo(json.dumps({"runs": specs, "workload": facts, "output": str(session.folder)}, indent=2))
+        plan = {"runs": msgspec.to_builtins(specs), "workload": prompts.facts, "output": str(session.folder)}
+        click.echo(json.dumps(plan, indent=2))
         return
     arrivals_s = len(session.engines) * sum(
-        session.arrivals[rate].expected_span_s(session.num_requests) for rate in session.rates
+        expected_span_s(arrival, prompts.requests) for arrival in session.arrivals.values()
     )
     for spec in specs:
         click.echo(
-            f"{spec['engine']['name']:<10} {spec['workload']['name']} on {spec['model']}: "
-            f"{spec['num_requests']} requests at {spec['arrival']['rate']:g}/s"
+            f"{spec.engine.name:<10} {spec.workload.name} on {spec.model}: "
+            f"{spec.num_requests} requests at {load_label(spec.arrival)}"
         )
-    click.echo(json.dumps(facts, indent=2))
+    click.echo(json.dumps(prompts.facts, indent=2))
     click.echo(f"Arrivals alone take {arrivals_s:.0f} s. Results would go to {session.folder}.")
 
 

@@ -13,7 +13,7 @@ import click
 
 from neobench.cli.openai_options import stored_command
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
-from neobench.cli.session import Session, StoppedError, draw_prompts, say, slug, started
+from neobench.cli.session import Session, StoppedError, draw_prompts, run_spec, say, slug, started
 
 if TYPE_CHECKING:
     from neobench.cli.slo_point import PointVerdict
@@ -82,7 +82,11 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     """
     slos = _slos(slo_texts)
     settings = _settings(options)
-    session = session_of({**options, "rates": (settings.start_rate,), "end_rate": None}, output, quiet=as_json)
+    session = session_of(
+        {**options, "rates": (settings.start_rate,), "end_rate": None, "speeds": None}, output, quiet=as_json
+    )
+    if options["kind"] == "trace":
+        raise click.UsageError("--arrival trace has no rate to search for; choose another arrival")
     if output is None:
         session.folder = _stable_folder(session, slos, settings)
     if dry_run:
@@ -96,7 +100,7 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     _exit(documents, session)
 
 
-search.params += shared_options("rates", "end_rate")
+search.params += shared_options("rates", "end_rate", "speeds")
 
 
 def _slos(texts: tuple[str, ...]) -> tuple[Slo, ...]:
@@ -123,12 +127,11 @@ def _settings(options: dict[str, Any]) -> SearchSettings:
 
 def _stable_folder(session: Session, slos: tuple[Slo, ...], settings: SearchSettings) -> Path:
     """The same for the same command, so that it goes on where it was."""
-    question = [
-        session.workload, session.workload_options, session.model, session.engine_options, session.num_requests,
-        session.num_warmup, session.seed, session.timeout_s, str(session.arrivals), [slo.text for slo in slos],
-        session.engines, str(settings),
-    ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(question, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    import msgspec
+
+    specs = [run_spec(session, name, settings.start_rate) for name in session.engines]
+    question = msgspec.to_builtins([specs, [slo.text for slo in slos], settings])
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:8]
     return Path("runs") / f"search-{slug(session.workload)}-{digest}"
 
 

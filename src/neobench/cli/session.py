@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from neobench.cli.arrivals import expected_span_s, load_label, load_slug
 from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
 from neobench.cli.openai_options import stored, stored_command
+from neobench.cli.workload_options import SEEDS, workload_notes
 
 if TYPE_CHECKING:
     from neobench.engines.launch import PromptLimits
     from neobench.harness.engine import Engine
     from neobench.harness.request import PromptRequest
     from neobench.harness.runner import RunContext
-    from neobench.harness.spec import ArrivalSpec, RunSpec
+    from neobench.harness.spec import ArrivalSpec, RunSpec, WorkloadSpec
     from neobench.results.record import RequestRecord
     from neobench.results.store import ProvenanceKind
 
@@ -41,6 +43,7 @@ class Session:
 
     engines: tuple[str, ...]
     rates: tuple[float, ...]
+    """Requests per second, or the speeds of a trace: what tells the runs of one engine apart."""
     arrivals: Mapping[float, ArrivalSpec]
     """By rate."""
     workload: str
@@ -54,6 +57,8 @@ class Session:
     timeout_s: float
     folder: Path
     quiet: bool
+    workload_seeds: Mapping[str, int | None] = field(default_factory=dict)
+    """Those of WorkloadSpec that were given."""
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -86,10 +91,8 @@ class Prompts:
 
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
-    import numpy as np
-
     from neobench.workloads import registry
-    from neobench.workloads.prompts import build_requests
+    from neobench.workloads.prompts import Streams, build_requests
     from neobench.workloads.workload import WorkloadError
 
     limits = _limits(session)
@@ -97,9 +100,10 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
     try:
         requests, facts = build_requests(
             registry.create(session.workload, session.workload_options),
-            session.num_requests + session.num_warmup,
-            length_rng=np.random.default_rng(seeds.lengths),
-            prompt_rng=np.random.default_rng([seeds.prompts, round(rate * 1e6)]),
+            session.num_requests,
+            num_warmup=session.num_warmup,
+            streams=Streams.of(seeds, round(rate * 1e6)),
+            replay=session.arrivals[rate].kind == "trace",
             vocab_size=min(limit.vocab_size for limit in limits),
             max_model_tokens=min(
                 (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
@@ -133,15 +137,10 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
     options = engine_options(session, engine)
-    workload = WorkloadSpec(name=session.workload, options=session.workload_options)
+    workload = WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_seeds)
     arrival = session.arrivals[rate]
     if session.repeat:
-        import msgspec
-        import numpy as np
-
-        seeds = np.random.SeedSequence([session.seed, session.repeat]).generate_state(3, np.uint32).tolist()
-        workload = msgspec.structs.replace(workload, length_seed=seeds[0], prompt_seed=seeds[1])
-        arrival = msgspec.structs.replace(arrival, seed=seeds[2])
+        workload, arrival = _of_repeat(session, workload, arrival)
     return RunSpec(
         engine=EngineSpec(name=engine, options=stored(options)),
         workload=workload,
@@ -153,6 +152,19 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         timeout_s=session.timeout_s,
         exact_output=options.get("exact_output", True),
     )
+
+
+def _of_repeat(session: Session, workload: WorkloadSpec, arrival: ArrivalSpec) -> tuple[WorkloadSpec, ArrivalSpec]:
+    """With seeds drawn from those given, or else the session's, and the repeat."""
+    import msgspec
+    import numpy as np
+
+    def seed(given: int | None, stream: int) -> int:
+        base = session.seed if given is None else given
+        return int(np.random.SeedSequence([base, session.repeat, stream]).generate_state(1, np.uint32)[0])
+
+    seeds = {name: seed(getattr(workload, name), stream) for stream, name in enumerate(SEEDS, start=1)}
+    return msgspec.structs.replace(workload, **seeds), msgspec.structs.replace(arrival, seed=seed(arrival.seed, 0))
 
 
 def say(session: Session, message: str) -> None:
@@ -167,9 +179,8 @@ async def measure_all(session: Session) -> None:
     from neobench.results.store import StoreError
 
     prompts = {rate: draw_prompts(session, rate) for rate in session.rates}
-    scaling = prompts[session.rates[0]].facts["scaling"]
-    if scaling:
-        say(session, f"Note: {scaling['sentence']}")
+    for note in workload_notes(prompts[session.rates[0]].facts):
+        say(session, f"Note: {note}")
     context = RunContext.capture(["neobench", *stored_command(sys.argv[1:])])
     stop = asyncio.Event()
     with stop_on_signals(stop):
@@ -181,7 +192,7 @@ async def measure_all(session: Session) -> None:
                     for rate in session.rates:
                         if stop.is_set():
                             break
-                        path = session.folder / f"{slug(name)}-rate-{rate:g}"
+                        path = session.folder / f"{slug(name)}-{load_slug(session.arrivals[rate])}"
                         session.run_paths.append(path)
                         await measure_rate(session, name, rate, engine, path, prompts[rate], context=context, stop=stop)
             except StoppedError:
@@ -237,8 +248,8 @@ async def measure_rate(
     spec = run_spec(session, name, rate)
     limits = registry.prompt_limits(name, session.model, engine_options(session, name))
     sent = prompts.for_engine(spec, text=limits.text)
-    expected_s = session.arrivals[rate].expected_span_s(session.num_requests)
-    label = f"{name} at {rate:g} req/s"
+    expected_s = expected_span_s(spec.arrival, sent.requests)
+    label = f"{name} at {load_label(spec.arrival)}"
     with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
         return await run_one(
             spec,

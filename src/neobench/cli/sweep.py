@@ -117,7 +117,7 @@ def _say_plan(measurements: Sequence[Measurement], todo: Sequence[Measurement], 
         for one in measurements:
             settings = ", ".join(f"{name} {value}" for name, value in one.shown_settings().items())
             click.echo(f"{'to do' if one in todo else 'kept':<6} repeat {one.session.repeat}: {settings}")
-    arrivals_s = sum(one.session.arrivals[one.rate].expected_span_s(one.session.num_requests) for one in todo)
+    arrivals_s = sum(one.expected_s for one in todo)
     starts = sum(index == 0 or todo[index - 1].launch_key() != one.launch_key() for index, one in enumerate(todo))
     click.echo(
         f"{len(todo)} of {len(measurements)} measurements to do: {arrivals_s:.0f} s of arrivals or more, "

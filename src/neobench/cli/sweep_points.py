@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from neobench.cli.arrivals import expected_span_s, load_slug
 from neobench.cli.points import finished_run, new_run, point_hash, write_whole
 from neobench.cli.run import run, session_of, shared_options
 from neobench.cli.session import Session, StoppedError, draw_prompts, measure_rate, say, slug, started
@@ -45,6 +46,8 @@ class Measurement:
     settings: Mapping[str, Any]
     session: Session
     stem: Path
+    expected_s: float
+    """Until the last arrival."""
 
     @property
     def engine(self) -> str:
@@ -145,12 +148,15 @@ def plan(settings: Settings, repeat: int, folder: Path, context: RunContext, *, 
             if len(session.engines) != 1 or len(session.rates) != 1:
                 raise click.UsageError("a point has one engine and one rate; lists go under matrix")
             (engine,), (rate,) = session.engines, session.rates
-            if repeat == 0:
-                draw_prompts(session, rate)
+            arrival = session.arrivals[rate]
+            if repeat == 0 or arrival.rate is None:
+                expected_s = expected_span_s(arrival, draw_prompts(session, rate).requests)
+            else:
+                expected_s = arrival.expected_span_s(session.num_requests)
     except click.UsageError as error:
         raise SweepError(settings.line, error.format_message()) from None
-    name = f"{slug(engine)}-rate-{rate:g}-repeat-{repeat}-{point_hash(session, engine, rate, context)}"
-    return Measurement(settings.values, session, folder / "points" / name)
+    name = f"{slug(engine)}-{load_slug(arrival)}-repeat-{repeat}-{point_hash(session, engine, rate, context)}"
+    return Measurement(settings.values, session, folder / "points" / name, expected_s)
 
 
 @contextmanager
