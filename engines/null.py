@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ class NullEngine:
     def __init__(self, launch: Launch) -> None:
         if launch.options:
             raise EngineError(f"the null engine takes no options, but got {', '.join(launch.options)}")
+
+    @property
+    def process_id(self) -> int:
+        return os.getpid()
 
     async def start(self) -> None:
         pass

@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from neobench.harness.arrivals import draw_offsets_ns
-from neobench.harness.driver import DriveOptions, drive
+from neobench.harness.driver import START_LEAD_NS, DriveOptions, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
+from neobench.harness.telemetry.recorder import record_telemetry
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
+from neobench.results.telemetry import machine_summary, read_telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +65,12 @@ async def run_one(
     warmup: Sequence[PromptRequest] = (),
     workload: Mapping[str, Any] | None = None,
     options: DriveOptions | None = None,
+    telemetry_interval_s: float = 0.0,
 ) -> dict[str, Any]:
     """Drive `requests` through an engine that is started, into a new run folder at `path`; returns its summary.json.
 
-    An engine serves one run after another. `workload` is what is known of the requests, for run.json.
+    An engine serves one run after another. `workload` is what is known of the requests, for run.json. 0 as
+    `telemetry_interval_s` samples nothing beside the run; its instants are perf_counter's, as the real clock's are.
     A stopped run returns its (invalid) summary. Raises EngineError when the engine died, after everything measured
     has been stored with a summary, and StoreError when the folder cannot be written.
     """
@@ -88,7 +92,16 @@ async def run_one(
     folder = RunFolder.create(path)
     try:
         folder.write_run(info)
-        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options)
+        return await _measure(
+            spec,
+            requests,
+            engine,
+            folder,
+            info=info,
+            warmup=warmup,
+            options=options or DriveOptions(),
+            telemetry_interval_s=telemetry_interval_s,
+        )
     finally:
         folder.close()
 
@@ -101,11 +114,20 @@ async def _measure(
     *,
     info: RunInfo,
     warmup: Sequence[PromptRequest],
-    options: DriveOptions | None,
+    options: DriveOptions,
+    telemetry_interval_s: float,
 ) -> dict[str, Any]:
     offsets_ns = draw_offsets_ns(spec.arrival, spec.num_requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
-    async with _synced(folder):
+    async with _synced(folder), record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
+
+        async def start_schedule() -> int:
+            await counters.start()
+            origin_ns = options.clock.now_ns() + START_LEAD_NS
+            if recorder is not None:
+                recorder.start(origin_ns)
+            return origin_ns
+
         result = await drive(
             requests,
             offsets_ns,
@@ -114,11 +136,17 @@ async def _measure(
             timeout_s=spec.timeout_s,
             concurrency=spec.arrival.concurrency,
             warmup=warmup,
-            on_schedule_start=counters.start,
+            on_schedule_start=start_schedule,
             options=options,
         )
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
-    summary = build_summary(info, folder.columns, engine_stats=await counters.difference(), incidents=incidents)
+    summary = build_summary(
+        info,
+        folder.columns,
+        engine_stats=await counters.difference(),
+        machine=machine_summary(read_telemetry(folder.path)),
+        incidents=incidents,
+    )
     folder.finish(summary)
     if result.engine_error is not None:
         raise result.engine_error

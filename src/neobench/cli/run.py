@@ -14,6 +14,7 @@ import click
 from neobench.cli.arrivals import arrival_options, arrival_spec
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.telemetry import telemetry_options
 
 EXIT_ERROR = 1
 EXIT_INVALID = 4
@@ -79,6 +80,7 @@ EXIT_INVALID = 4
     "--json", "as_json", is_flag=True, help="Print summary.json alone on stdout (a list of them for several runs)."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
+@telemetry_options
 @engine_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
@@ -97,7 +99,16 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     """
     common = {
         name: options.pop(name)
-        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
+        for name in (
+            "engines",
+            "rates",
+            "workload",
+            "num_requests",
+            "num_warmup",
+            "seed",
+            "timeout_s",
+            "telemetry_interval_s",
+        )
     }
     arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
     _check_engines(common["engines"])

@@ -42,6 +42,7 @@ class Session:
     num_warmup: int
     seed: int
     timeout_s: float
+    telemetry_interval_s: float
     folder: Path
     quiet: bool
     run_paths: list[Path] = field(default_factory=list)
@@ -174,6 +175,7 @@ async def _measure_engine(
                     warmup=prompts[rate].warmup,
                     workload=prompts[rate].facts,
                     options=drive_options,
+                    telemetry_interval_s=session.telemetry_interval_s,
                 )
     finally:
         await engine.stop()
