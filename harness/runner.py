@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from neobench.harness.arrivals import offsets_of_ns
-from neobench.harness.driver import DriveOptions, drive
+from neobench.harness.driver import START_LEAD_NS, DriveOptions, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
+from neobench.harness.telemetry.recorder import record_telemetry
 from neobench.results.record import RequestRecord
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
+from neobench.results.telemetry import machine_summary, read_telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +66,14 @@ async def run_one(
     warmup: Sequence[PromptRequest] = (),
     workload: Mapping[str, Any] | None = None,
     options: DriveOptions | None = None,
+    telemetry_interval_s: float = 0.0,
     watch: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Drive `requests` through an engine that is started, into a new run folder at `path`; returns its summary.json.
 
     An engine serves one run after another. `workload` is what is known of the requests, for run.json. `watch` is called
-    with each record once it is stored; with `options.stop` it can end the run early.
+    with each record once it is stored; with `options.stop` it can end the run early. 0 as `telemetry_interval_s`
+    samples nothing beside the run; its instants are perf_counter's, as the real clock's are.
     A stopped run returns its (invalid) summary. Raises EngineError when the engine died, after everything measured
     has been stored with a summary, and StoreError when the folder cannot be written.
     """
@@ -91,7 +95,17 @@ async def run_one(
     folder = RunFolder.create(path)
     try:
         folder.write_run(info)
-        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options, watch=watch)
+        return await _measure(
+            spec,
+            requests,
+            engine,
+            folder,
+            info=info,
+            warmup=warmup,
+            options=options or DriveOptions(),
+            telemetry_interval_s=telemetry_interval_s,
+            watch=watch,
+        )
     finally:
         folder.close()
 
@@ -112,7 +126,8 @@ async def _measure(
     *,
     info: RunInfo,
     warmup: Sequence[PromptRequest],
-    options: DriveOptions | None,
+    options: DriveOptions,
+    telemetry_interval_s: float,
     watch: Callable[[RequestRecord], None] | None,
 ) -> dict[str, Any]:
     def keep(record: RequestRecord) -> None:
@@ -122,7 +137,15 @@ async def _measure(
 
     offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
-    async with _synced(folder):
+    async with _synced(folder), record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
+
+        async def start_schedule() -> int:
+            await counters.start()
+            origin_ns = options.clock.now_ns() + START_LEAD_NS
+            if recorder is not None:
+                recorder.start(origin_ns)
+            return origin_ns
+
         result = await drive(
             requests,
             offsets_ns,
@@ -131,11 +154,17 @@ async def _measure(
             timeout_s=spec.timeout_s,
             concurrency=spec.arrival.concurrency,
             warmup=warmup,
-            on_schedule_start=counters.start,
+            on_schedule_start=start_schedule,
             options=options,
         )
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
-    summary = build_summary(info, folder.columns, engine_stats=await counters.difference(), incidents=incidents)
+    summary = build_summary(
+        info,
+        folder.columns,
+        engine_stats=await counters.difference(),
+        machine=machine_summary(read_telemetry(folder.path)),
+        incidents=incidents,
+    )
     folder.finish(summary)
     if result.engine_error is not None:
         raise result.engine_error

@@ -15,6 +15,7 @@ from neobench.cli.engine_choice import check_engines, extra_options, given_optio
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.telemetry import telemetry_options
 from neobench.cli.workload_options import pop_workload, workload_options
 
 EXIT_ERROR = 1
@@ -76,6 +77,7 @@ EXIT_INVALID = 4
     "--json", "as_json", is_flag=True, help="Print summary.json alone on stdout (a list of them for several runs)."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
+@telemetry_options
 @engine_options
 @openai_options
 @extra_options
@@ -112,7 +114,10 @@ def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> 
     options = dict(options)
     extra = options.pop("extra")
     arrivals = arrival_specs(options.pop("rates"), options)
-    common = {name: options.pop(name) for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s")}
+    common = {
+        name: options.pop(name)
+        for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s", "telemetry_interval_s")
+    }
     common |= pop_workload(options)
     session = Session(
         **common,

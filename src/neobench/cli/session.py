@@ -55,6 +55,7 @@ class Session:
     num_warmup: int
     seed: int
     timeout_s: float
+    telemetry_interval_s: float
     folder: Path
     quiet: bool
     workload_seeds: Mapping[str, int | None] = field(default_factory=dict)
@@ -261,6 +262,7 @@ async def measure_rate(
             workload=sent.facts,
             options=DriveOptions(stop=stop, on_progress=show),
             watch=watch,
+            telemetry_interval_s=session.telemetry_interval_s,
         )
 
 

@@ -143,8 +143,10 @@ def pack_run(path: Path, logs: Sequence[Path]) -> bytes:
     """A zip archive of a run folder, with the logs of its engine beside the rest."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in [*sorted(path.iterdir()), *logs]:
-            archive.write(file, file.name)
+        for file in sorted(path.rglob("*")):
+            archive.write(file, file.relative_to(path))
+        for log in logs:
+            archive.write(log, log.name)
     return content.getvalue()
 
 

@@ -137,7 +137,10 @@ def test_one_run_leaves_all_its_files_and_json_is_alone_on_stdout(tmp_path: Path
     summary: dict[str, Any] = json.loads(result.stdout)
     run = folder / "null-rate-400"
     assert summary == json.loads((run / "summary.json").read_text())
-    assert {path.name for path in run.iterdir()} == {"run.json", "requests.jsonl", "requests.parquet", "summary.json"}
+    tables = {"requests.jsonl", "requests.parquet", "telemetry.jsonl", "telemetry.parquet"}
+    figures = {"telemetry.png", "telemetry.pdf", "telemetry.svg"}
+    assert {path.name for path in run.iterdir()} == {"run.json", "summary.json"} | tables | figures
+    assert summary["machine"]["client_cpu_percent"] is not None
     assert summary["completed"] == 60
     assert summary["backend"] == "null"
     assert result.exit_code == (0 if summary["validity"]["valid"] else 4)
