@@ -137,5 +137,6 @@ def _line(node: yaml.Node) -> int:
 def _scalar(node: yaml.Node) -> Scalar:
     value: Any = yaml.safe_load(yaml.serialize(node)) if isinstance(node, yaml.ScalarNode) else None
     if not isinstance(value, Scalar):
-        raise SweepError(_line(node), "a single value is wanted here: a text, a number, true or false")
+        hint = '; the engine null goes in quotes: "null"' if isinstance(node, yaml.ScalarNode) and value is None else ""
+        raise SweepError(_line(node), f"a single value is wanted here: a text, a number, true or false{hint}")
     return value

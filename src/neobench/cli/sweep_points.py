@@ -39,7 +39,7 @@ class PointStatus(msgspec.Struct, frozen=True, kw_only=True):
     repeat: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
     """One point, one repeat."""
 
@@ -48,6 +48,8 @@ class Measurement:
     stem: Path
     expected_s: float
     """Until the last arrival."""
+    label: str = ""
+    """Where in its sweep it is."""
 
     @property
     def engine(self) -> str:
@@ -177,6 +179,9 @@ def run_options(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 async def measure_points(measurements: Sequence[Measurement], context: RunContext, stop: asyncio.Event) -> None:
     """Neighbours that can share an engine do. What fails is recorded, and the rest goes on."""
+    for number, measurement in enumerate(measurements):
+        left_s = sum(later.expected_s for later in measurements[number:])
+        measurement.label = f"{number + 1} of {len(measurements)}, {left_s:.0f} s of arrivals left"
     for _, group in itertools.groupby(measurements, Measurement.launch_key):
         left = list(group)
         while left and not stop.is_set():
@@ -209,6 +214,7 @@ async def _with_one_engine(left: list[Measurement], context: RunContext, stop: a
 
 async def _measure(measurement: Measurement, engine: Engine, context: RunContext, stop: asyncio.Event) -> None:
     session, rate = measurement.session, measurement.rate
+    say(session, f"{measurement.label}: {measurement.stem.name}")
     path = new_run(measurement.stem)
     prompts = draw_prompts(session, rate)
     await measure_rate(session, measurement.engine, rate, engine, path, prompts, context=context, stop=stop)

@@ -47,7 +47,10 @@ repeats: 3
         ("matrix:\n  rate: [1, 1]", "line 2: rate has 1 twice"),
         ("matrix:\n  rate: []", "line 2: rate has no values"),
         ("matrix:\n  rate: [{a: 1}]", "line 2: a single value"),
-        ("matrix:\n  rate: [null]", "line 2: a single value"),
+        (
+            "matrix:\n  engine: [null]",
+            "line 2: a single value is wanted here: a text, a number, true or false; the engine null",
+        ),
         ("matrix: {rate: [1]}\nexclude:\n  - {rate: 2}", "line 3: this entry of exclude covers no point"),
         ("matrix: {rate: [1]}\ninclude: {rate: 2}", "line 2: a list of settings"),
         ("matrix: {rate: [1]}\nrepeats: 0", "line 2: repeats is a whole number"),
