@@ -54,8 +54,8 @@ class Session:
     timeout_s: float
     folder: Path
     quiet: bool
-    workload_seeds: Mapping[str, int | None] = field(default_factory=dict)
-    """Those of WorkloadSpec that were given."""
+    workload_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
     run_paths: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -87,18 +87,20 @@ class Prompts:
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
     from neobench.workloads import registry
-    from neobench.workloads.prompts import Streams, build_requests
+    from neobench.workloads.prompts import SharedPrefixes, Streams, build_requests
     from neobench.workloads.workload import WorkloadError
 
     limits = _limits(session)
-    seeds = run_spec(session, session.engines[0], rate).seeds()
+    spec = run_spec(session, session.engines[0], rate)
+    groups, tokens = spec.workload.prefix_groups, spec.workload.prefix_tokens
     try:
         requests, facts = build_requests(
             registry.create(session.workload, session.workload_options),
             session.num_requests,
             num_warmup=session.num_warmup,
-            streams=Streams.of(seeds, round(rate * 1e6)),
-            replay=session.arrivals[rate].kind == "trace",
+            streams=Streams.of(spec.seeds(), round(rate * 1e6)),
+            replay=spec.arrival.kind == "trace",
+            shared_prefixes=None if groups is None or tokens is None else SharedPrefixes(groups, tokens),
             vocab_size=min(limit.vocab_size for limit in limits),
             max_model_tokens=min(
                 (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
@@ -134,7 +136,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     options = engine_options(session, engine)
     return RunSpec(
         engine=EngineSpec(name=engine, options=stored(options)),
-        workload=WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_seeds),
+        workload=WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_fields),
         arrival=session.arrivals[rate],
         model=model_of(engine, options, session.model),
         num_requests=session.num_requests,
