@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,6 +20,7 @@ from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
+from neobench.results.record import RequestRecord
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,12 @@ async def run_one(
     warmup: Sequence[PromptRequest] = (),
     workload: Mapping[str, Any] | None = None,
     options: DriveOptions | None = None,
+    watch: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Drive `requests` through an engine that is started, into a new run folder at `path`; returns its summary.json.
 
-    An engine serves one run after another. `workload` is what is known of the requests, for run.json.
+    An engine serves one run after another. `workload` is what is known of the requests, for run.json. `watch` is called
+    with each record once it is stored; with `options.stop` it can end the run early.
     A stopped run returns its (invalid) summary. Raises EngineError when the engine died, after everything measured
     has been stored with a summary, and StoreError when the folder cannot be written.
     """
@@ -88,7 +91,7 @@ async def run_one(
     folder = RunFolder.create(path)
     try:
         folder.write_run(info)
-        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options)
+        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options, watch=watch)
     finally:
         folder.close()
 
@@ -110,7 +113,13 @@ async def _measure(
     info: RunInfo,
     warmup: Sequence[PromptRequest],
     options: DriveOptions | None,
+    watch: Callable[[RequestRecord], None] | None,
 ) -> dict[str, Any]:
+    def keep(record: RequestRecord) -> None:
+        folder.append(record)
+        if watch is not None:
+            watch(record)
+
     offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
     async with _synced(folder):
@@ -118,7 +127,7 @@ async def _measure(
             requests,
             offsets_ns,
             engine,
-            folder.append,
+            keep,
             timeout_s=spec.timeout_s,
             concurrency=spec.arrival.concurrency,
             warmup=warmup,

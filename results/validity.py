@@ -19,7 +19,7 @@ def judge(metrics: Mapping[str, Any], incidents: Sequence[str] = ()) -> dict[str
 
     `incidents` are sentences about what went wrong outside any single request (the engine died, the run was killed).
     """
-    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *_client_lag(metrics)]
+    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *client_limits(metrics)]
     return {"valid": not reasons, "reasons": reasons}
 
 
@@ -55,7 +55,8 @@ def _failures(metrics: Mapping[str, Any]) -> list[str]:
     return [f"{share}; the limit is {MAX_FAILED_SHARE:.0%}, beyond which no p99 exists."]
 
 
-def _client_lag(metrics: Mapping[str, Any]) -> list[str]:
+def client_limits(metrics: Mapping[str, Any]) -> list[str]:
+    """Why the load was not what the schedule says: limits of the client, of which the engine knows nothing."""
     reasons = []
     limit_ms = lag_limit_ms(metrics)
     lag_p99_ms = metrics["lag_p99_ms"]

@@ -79,7 +79,7 @@ EXIT_INVALID = 4
 @engine_options
 @openai_options
 @extra_options
-def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...], **options: Any) -> None:
+def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
     Requests arrive as a Poisson process (or see --arrival) drawn up front; the client never waits for the engine,
@@ -95,19 +95,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
-    arrivals = arrival_specs(options.pop("rates"), options)
-    common = {name: options.pop(name) for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s")}
-    common |= pop_workload(options)
-    session = Session(
-        **common,
-        rates=tuple(arrivals),
-        arrivals=arrivals,
-        model=options.pop("model"),
-        engine_options=given_options(options, extra),
-        folder=output or default_folder(common["workload"]),
-        quiet=as_json,
-    )
-    check_engines(session.engines, session.engine_options)
+    session = session_of(options, output, quiet=as_json)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
@@ -117,6 +105,32 @@ def run(as_json: bool, dry_run: bool, output: Path | None, extra: tuple[str, ...
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
     run_async(measure_all(session))
     _finish(session, as_json=as_json)
+
+
+def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> Session:
+    """From the options of `run` but --output, --json and --dry-run. Raises click.UsageError."""
+    options = dict(options)
+    extra = options.pop("extra")
+    arrivals = arrival_specs(options.pop("rates"), options)
+    common = {name: options.pop(name) for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s")}
+    common |= pop_workload(options)
+    session = Session(
+        **common,
+        rates=tuple(arrivals),
+        arrivals=arrivals,
+        model=options.pop("model"),
+        engine_options=given_options(options, extra),
+        folder=folder or default_folder(common["workload"]),
+        quiet=quiet,
+    )
+    check_engines(session.engines, session.engine_options)
+    return session
+
+
+def shared_options(*left_out: str) -> list[click.Parameter]:
+    """Those of `run`, for commands that measure as it does; the ones that only make sense for a single pass are out."""
+    own = {"output", "as_json", "dry_run", *left_out}
+    return [option for option in run.params if option.name not in own]
 
 
 def default_folder(workload: str) -> Path:

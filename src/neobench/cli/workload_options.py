@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-FIELDS = ("length_seed", "order_seed", "prompt_seed", "prefix_groups", "prefix_tokens")
+WORKLOAD_SEEDS = ("length_seed", "order_seed", "prompt_seed")
+FIELDS = (*WORKLOAD_SEEDS, "prefix_groups", "prefix_tokens")
 """Options that are fields of WorkloadSpec under the same name."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

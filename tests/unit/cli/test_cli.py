@@ -28,7 +28,8 @@ def run_null(folder: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("run", "serve", "profile", "bench-cpu"))]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("run", "search", "sweep", "serve", "profile", "bench-cpu"))],
 )
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     program = (
