@@ -35,6 +35,17 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
     """None: derived from RunSpec.seed, as the other seeds are."""
     prompt_seed: int | None = None
     order_seed: int | None = None
+    prefix_groups: int | None = None
+    """So many shared prefixes of `prefix_tokens`; each prompt begins with one, in front of its own length."""
+    prefix_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prefix_groups is None) != (self.prefix_tokens is None):
+            raise SpecError("workload.prefix_groups and workload.prefix_tokens go together")
+        for name in ("prefix_groups", "prefix_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"workload.{name} must be at least 1, not {value}")
 
 
 class ArrivalSpec(_Spec, frozen=True, kw_only=True):

@@ -41,6 +41,11 @@ class ReportRun:
         return list(self.summary["validity"]["reasons"])
 
     @property
+    def warnings(self) -> list[str]:
+        """What to read with care in a run that may be valid, a sentence each."""
+        return list(self.summary["validity"].get("warnings", ()))
+
+    @property
     def provenance_kind(self) -> str:
         """measured, emulated or modelled."""
         return str(self.summary["provenance"]["kind"])

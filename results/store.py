@@ -17,6 +17,7 @@ import msgspec
 
 from neobench.results.columns import RecordColumns
 from neobench.results.metrics import summarise
+from neobench.results.prefix_cache import prefix_cache, unasked_hits
 from neobench.results.record import RequestRecord
 from neobench.results.telemetry import TELEMETRY_PARQUET_FILE, machine_summary, read_telemetry
 from neobench.results.validity import judge
@@ -210,14 +211,19 @@ def build_summary(
 ) -> dict[str, Any]:
     """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance."""
     metrics = summarise(columns, request_rate=info.request_rate)
+    cache = prefix_cache(columns, info.workload)
+    validity = judge(metrics, incidents)
+    prompt_tokens = int(columns.integers("prompt_tokens")[~columns.warmup].sum())
+    validity["warnings"] = [*validity.get("warnings", ()), *unasked_hits(cache, prompt_tokens)]
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,
         "backend": info.spec["engine"]["name"],
         "model_id": info.spec["model"],
         "workload": info.spec["workload"]["name"],
-        "validity": judge(metrics, incidents),
+        "validity": validity,
         **metrics,
+        "prefix_cache": cache,
         "engine_stats": dict(engine_stats),
         "machine": dict(machine_summary(None) if machine is None else machine),
         "provenance": msgspec.to_builtins(info.provenance),

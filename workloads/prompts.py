@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,28 @@ from neobench.workloads.workload import Replayable, TokenCounts, Workload, Workl
 
 MAX_RESERVED_TOKEN_IDS = 256
 """Ids below it are left out where the vocabulary is large enough: special tokens and raw bytes lie there."""
+
+
+@dataclass(frozen=True)
+class SharedPrefixes:
+    """Each prompt begins with one of `groups` prefixes of `tokens` tokens, drawn with equal chances."""
+
+    groups: int
+    tokens: int
+
+    def room_after(self, max_model_tokens: int) -> int:
+        if max_model_tokens - self.tokens < 2:
+            raise WorkloadError(
+                f"a shared prefix of {self.tokens} tokens leaves no room in a model context of {max_model_tokens}"
+            )
+        return max_model_tokens - self.tokens
+
+    def put_before(self, prompts: Sequence[list[int]], *, vocab_size: int, rng: np.random.Generator) -> list[list[int]]:
+        """The prompts behind their prefixes; what follows a prefix still differs from its first token on."""
+        lengths = np.full(self.groups, self.tokens, dtype=np.int64)
+        prefixes = unique_prompts(lengths, vocab_size=vocab_size, rng=rng)
+        groups = rng.integers(self.groups, size=len(prompts))
+        return [prefixes[group] + prompt for group, prompt in zip(groups, prompts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,7 @@ def build_requests(
     max_model_tokens: int | None,
     num_warmup: int = 0,
     replay: bool = False,
+    shared_prefixes: SharedPrefixes | None = None,
 ) -> tuple[list[PromptRequest], dict[str, Any]]:
     """The requests of a run, those of the warm-up last, and the facts about them for run.json.
 
@@ -56,6 +80,8 @@ def build_requests(
     # The bound known in advance is preferred: the factor then depends on neither the seed nor the number of requests.
     longest_tokens = workload.longest_request_tokens() or int((prompt_tokens + output_tokens).max())
     scaling = None
+    if max_model_tokens is not None and shared_prefixes is not None:
+        max_model_tokens = shared_prefixes.room_after(max_model_tokens)
     if max_model_tokens is not None and longest_tokens > max_model_tokens:
         prompt_tokens, output_tokens = (
             scale_down(tokens, longest_tokens=longest_tokens, max_model_tokens=max_model_tokens)
@@ -63,6 +89,9 @@ def build_requests(
         )
         scaling = _describe_scaling(longest_tokens, max_model_tokens)
     prompts = unique_prompts(prompt_tokens, vocab_size=vocab_size, rng=streams.prompts)
+    if shared_prefixes is not None:
+        prompts = shared_prefixes.put_before(prompts, vocab_size=vocab_size, rng=streams.prompts)
+        prompt_tokens = prompt_tokens + shared_prefixes.tokens
     requests = [
         PromptRequest.of(prompt, index=index, output_tokens=int(output), arrival_ns=arrival_ns)
         for index, (prompt, output, arrival_ns) in enumerate(zip(prompts, output_tokens, drawn.arrival_ns, strict=True))
@@ -72,6 +101,7 @@ def build_requests(
         "prompt_tokens": _describe_lengths(prompt_tokens),
         "output_tokens": _describe_lengths(output_tokens),
         "scaling": scaling,
+        "shared_prefixes": None if shared_prefixes is None else asdict(shared_prefixes),
         "first_token_id": _first_token_id(vocab_size),
         "vocab_size": vocab_size,
     }

@@ -18,7 +18,8 @@ def list_(what: str) -> None:
     Engines of other packages name theirs; one that cannot be loaded is shown with the reason.
     """
     for name, description in _rows(what):
-        click.echo(f"{name:<21}{description}")
+        lines = click.wrap_text(description, width=99).splitlines()
+        click.echo("\n".join(f"{name if not index else '':<21}{line}" for index, line in enumerate(lines)))
 
 
 def _rows(what: str) -> list[tuple[str, str]]:

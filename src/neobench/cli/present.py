@@ -37,6 +37,8 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     if not quiet:
         for run in runs:
             _warn_of_poor_predictions(run)
+            for warning in run.warnings:
+                click.echo(f"Warning: {run.engine}: {warning}", err=True)
         click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
         for panel in panels:
             click.echo(f"Machine and engine over time: {panel}", err=True)

@@ -16,7 +16,7 @@ from neobench.cli.arrivals import expected_span_s, load_label, load_slug
 from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
 from neobench.cli.openai_options import stored, stored_command
-from neobench.cli.workload_options import SEEDS, workload_notes
+from neobench.cli.workload_options import WORKLOAD_SEEDS, workload_notes
 
 if TYPE_CHECKING:
     from neobench.engines.launch import PromptLimits
@@ -58,8 +58,8 @@ class Session:
     telemetry_interval_s: float
     folder: Path
     quiet: bool
-    workload_seeds: Mapping[str, int | None] = field(default_factory=dict)
-    """Those of WorkloadSpec that were given."""
+    workload_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -93,18 +93,20 @@ class Prompts:
 def draw_prompts(session: Session, rate: float) -> Prompts:
     """The same for every engine; the same lengths at every rate, but other tokens, lest a prefix cache knows them."""
     from neobench.workloads import registry
-    from neobench.workloads.prompts import Streams, build_requests
+    from neobench.workloads.prompts import SharedPrefixes, Streams, build_requests
     from neobench.workloads.workload import WorkloadError
 
     limits = _limits(session)
-    seeds = run_spec(session, session.engines[0], rate).seeds()
+    spec = run_spec(session, session.engines[0], rate)
+    groups, tokens = spec.workload.prefix_groups, spec.workload.prefix_tokens
     try:
         requests, facts = build_requests(
             registry.create(session.workload, session.workload_options),
             session.num_requests,
             num_warmup=session.num_warmup,
-            streams=Streams.of(seeds, round(rate * 1e6)),
-            replay=session.arrivals[rate].kind == "trace",
+            streams=Streams.of(spec.seeds(), round(rate * 1e6)),
+            replay=spec.arrival.kind == "trace",
+            shared_prefixes=None if groups is None or tokens is None else SharedPrefixes(groups, tokens),
             vocab_size=min(limit.vocab_size for limit in limits),
             max_model_tokens=min(
                 (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
@@ -138,7 +140,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
     from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
 
     options = engine_options(session, engine)
-    workload = WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_seeds)
+    workload = WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_fields)
     arrival = session.arrivals[rate]
     if session.repeat:
         workload, arrival = _of_repeat(session, workload, arrival)
@@ -164,7 +166,7 @@ def _of_repeat(session: Session, workload: WorkloadSpec, arrival: ArrivalSpec) -
         base = session.seed if given is None else given
         return int(np.random.SeedSequence([base, session.repeat, stream]).generate_state(1, np.uint32)[0])
 
-    seeds = {name: seed(getattr(workload, name), stream) for stream, name in enumerate(SEEDS, start=1)}
+    seeds = {name: seed(getattr(workload, name), stream) for stream, name in enumerate(WORKLOAD_SEEDS, start=1)}
     return msgspec.structs.replace(workload, **seeds), msgspec.structs.replace(arrival, seed=seed(arrival.seed, 0))
 
 

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-SEEDS = ("length_seed", "order_seed", "prompt_seed")
+WORKLOAD_SEEDS = ("length_seed", "order_seed", "prompt_seed")
+FIELDS = (*WORKLOAD_SEEDS, "prefix_groups", "prefix_tokens")
+"""Options that are fields of WorkloadSpec under the same name."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -50,6 +52,16 @@ _OPTIONS = (
     click.option("--length-seed", type=click.IntRange(0), show_default="from --seed", help="Of the lengths drawn."),
     click.option("--order-seed", type=click.IntRange(0), show_default="from --seed", help="Of their order."),
     click.option("--prompt-seed", type=click.IntRange(0), show_default="from --seed", help="Of the prompts' tokens."),
+    click.option(
+        "--prefix-groups",
+        type=click.IntRange(1),
+        help="Each prompt begins with one of so many shared prefixes; without it no two prompts begin alike.",
+    ),
+    click.option(
+        "--prefix-tokens",
+        type=click.IntRange(1),
+        help="Length of a shared prefix, in front of the prompt's own length.",
+    ),
 )
 
 
@@ -60,8 +72,9 @@ def workload_options(command: _Command) -> _Command:
 
 
 def pop_workload(options: dict[str, Any]) -> dict[str, Any]:
-    """Takes what workload_options added out of `options`: the fields `workload`, `workload_options` and
-    `workload_seeds` of a Session."""
+    """Takes what workload_options added out of `options` and returns it as fields of a Session."""
+    if (options["prefix_groups"] is None) != (options["prefix_tokens"] is None):
+        raise click.UsageError("--prefix-groups and --prefix-tokens go together")
     given = {"file": options.pop("workload_file"), "tokenizer": options.pop("workload_tokenizer")}
     chosen = {name: value for name, value in given.items() if value is not None}
     if options.pop("skip_malformed"):
@@ -73,7 +86,7 @@ def pop_workload(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "workload": options.pop("workload"),
         "workload_options": chosen,
-        "workload_seeds": {name: options.pop(name) for name in SEEDS},
+        "workload_fields": {name: options.pop(name) for name in FIELDS},
     }
 
 

@@ -73,6 +73,7 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         (["run", "--arrival", "trace", "--rate", "2"], "use --speed instead of --rate"),
         (["run", "--engine", "null", "--arrival", "trace"], "carperai does not know when its requests arrived"),
         (["run", "--workload-option", "sigma"], "NAME=VALUE"),
+        (["run", "--prefix-groups", "2"], "--prefix-groups and --prefix-tokens go together"),
         (["run", "--workload-option", "sigma=1", "--workload-option", "sigma=2"], "given twice"),
         (["run", "--engine", "null", "--workload", "synthetic:zipf:9,9", "--workload-option", "exp=2"], "exponent"),
         (["run", "--host-memory", "much"], "512MiB"),
@@ -243,3 +244,12 @@ def test_seeds_of_lengths_order_and_arrivals_are_separate(tmp_path: Path) -> Non
     assert same_lengths == lengths
     assert other_arrivals != arrivals
     assert sorted(columns(rows("lengths", "--length-seed", "5"))[0]) != sorted(lengths)
+
+
+def test_prompts_may_share_prefixes_when_asked(tmp_path: Path) -> None:
+    done = run_null(tmp_path, "--prefix-groups", "2", "--prefix-tokens", "30", "--workload", "synthetic:fixed:50,4")
+    assert done.exit_code == 0, done.stderr
+    run = json.loads((tmp_path / "null-rate-400" / "run.json").read_text())
+    assert run["spec"]["workload"]["prefix_groups"] == 2
+    assert run["workload"]["shared_prefixes"] == {"groups": 2, "tokens": 30}
+    assert run["workload"]["prompt_tokens"]["mean"] == 80

@@ -102,3 +102,15 @@ def test_a_trace_has_a_speed_and_others_a_rate(arrival):
 def test_specs_are_frozen():
     with pytest.raises(AttributeError):
         load_spec(PLAIN).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        ({"prefix_groups": 2}, "go together"),
+        ({"prefix_groups": 0, "prefix_tokens": 5}, "prefix_groups must be at least 1"),
+    ],
+)
+def test_shared_prefixes_have_a_number_and_a_length(prefixes, message):
+    with pytest.raises(SpecError, match=message):
+        load_spec(PLAIN | {"workload": {"name": "carperai", **prefixes}})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neobench.workloads.prompts import Streams, build_requests, scale_down, unique_prompts
+from neobench.workloads.prompts import SharedPrefixes, Streams, build_requests, scale_down, unique_prompts
 from neobench.workloads.registry import create
 from neobench.workloads.workload import WorkloadError
 
@@ -145,3 +145,41 @@ def test_a_workload_without_times_cannot_be_replayed(tmp_path: Path) -> None:
         build_requests(
             create(f"trace:{timed}", {}), 2, replay=True, streams=streams(1, 2), vocab_size=500, max_model_tokens=None
         )
+
+
+def test_shared_prefixes_stand_in_front_and_nothing_behind_them_is_shared() -> None:
+    workload = create("synthetic:fixed:20,5", {})
+    requests, info = build_requests(
+        workload,
+        60,
+        streams=streams(1, 2),
+        vocab_size=2_000,
+        max_model_tokens=None,
+        shared_prefixes=SharedPrefixes(groups=3, tokens=8),
+    )
+    prompts = [request.prompt_token_ids for request in requests]
+    assert {request.prompt_tokens for request in requests} == {len(prompt) for prompt in prompts} == {28}
+    assert len({tuple(prompt[:8]) for prompt in prompts}) == 3
+    assert len({prompt[0] for prompt in prompts}) == 3, "prefixes differ from their first token on"
+    assert len({prompt[8] for prompt in prompts}) == 60
+    assert info["shared_prefixes"] == {"groups": 3, "tokens": 8}
+    assert info["prompt_tokens"]["mean"] == 28
+
+
+def test_shared_prefixes_take_their_room_from_the_context() -> None:
+    workload = create("synthetic:fixed:80,20", {})
+
+    def build(prefix_tokens: int) -> list[int]:
+        requests, _ = build_requests(
+            workload,
+            4,
+            streams=streams(1, 2),
+            vocab_size=2_000,
+            max_model_tokens=70,
+            shared_prefixes=SharedPrefixes(groups=1, tokens=prefix_tokens),
+        )
+        return [request.prompt_tokens + request.output_tokens for request in requests]
+
+    assert build(20) == [70] * 4
+    with pytest.raises(WorkloadError, match="a shared prefix of 69 tokens leaves no room"):
+        build(69)
