@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from neobench.engines.launch import Launch, nearest_names
+from neobench.engines.launch import DEFAULT_VOCAB_SIZE, Launch, nearest_names
 from neobench.engines.openai_http import CompletionsClient
-from neobench.engines.openai_limits import OPTIONS, checked_url
+from neobench.engines.openai_limits import OPTIONS, checked_url, limits
 from neobench.engines.sse import error_message
 from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
@@ -33,6 +33,7 @@ class OpenAIEngine:
         for option in launch.options:
             if option not in OPTIONS:
                 raise EngineError(f"unknown engine option {option!r}; did you mean {nearest_names(option, OPTIONS)}?")
+        self._launch = launch
         options = launch.options
         self._url = checked_url(options)
         self._api = options.get("api", "completions")
@@ -49,6 +50,7 @@ class OpenAIEngine:
     async def start(self) -> None:
         """Raises EngineError with the remedy: nothing there, no such address, no key or a wrong one, no such model."""
         assert self._client is None, "the openai engine is started already"
+        self._say_which_ids()
         headers = self._all_headers()
         timeout = aiohttp.ClientTimeout(total=CONTROL_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
@@ -116,6 +118,12 @@ class OpenAIEngine:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    def _say_which_ids(self) -> None:
+        if "vocab_size" not in self._launch.options and not limits("", self._launch.options).text:
+            self._launch.progress(
+                f"Note: prompts are token ids below {DEFAULT_VOCAB_SIZE}; a model that knows fewer needs --vocab-size"
+            )
 
     def _key(self) -> str | None:
         return os.environ.get(self._key_env) or None

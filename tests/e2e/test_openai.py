@@ -54,5 +54,6 @@ def test_a_server_that_runs_already_is_measured_and_no_secret_is_stored(server: 
 def test_when_all_fails_the_reason_is_shown(server: str, tmp_path: Path) -> None:
     done = run(server, tmp_path / "runs")
     assert done.returncode == 4
+    assert "Note: prompts are token ids below 32000" in done.stderr
     assert "x http_error: the prompt has token ids outside the vocabulary" in done.stderr
     assert "Nothing completed" in done.stdout

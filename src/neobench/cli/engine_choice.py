@@ -51,6 +51,8 @@ def check_engines(chosen: Iterable[str], given: Iterable[str]) -> None:
     model_given = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
     for option in [*given, *(["model"] if model_given else [])]:
         if not any(entry.takes(option) for entry in entries.values()):
+            if option == "model" and any(entry.takes("served_model") for entry in entries.values()):
+                raise click.UsageError("a server that runs already has its model: --served-model names it")
             takers = _takers(option)
             raise click.UsageError(
                 f"{flag(option)} is no option of {' or '.join(entries)}; "

@@ -175,6 +175,7 @@ def test_a_header_without_a_name_and_a_body_that_is_no_object_are_usage_errors()
         (["--header", "oops"], "NAME=VALUE"),
         (["--extra-body", "[1]"], "must be a JSON object"),
         (["--extra-body", "{"], "it is no JSON"),
+        (["--model", "x"], "--served-model names it"),
         (["--base-url", "http://x", "--engine", "null"], "engines that take it: openai"),
     ):
         result = CliRunner().invoke(main, ["run", "--engine", "openai", "--base-url", "http://x", *words, "--dry-run"])
