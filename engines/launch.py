@@ -36,6 +36,8 @@ class PromptLimits:
     vocab_size: int = DEFAULT_VOCAB_SIZE
     max_model_tokens: int | None = None
     """Longest prompt plus output; None: no limit is known."""
+    text: bool = False
+    """Prompts are to be text of about the wanted length, because the engine takes no token ids."""
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,10 @@ class NullEngine:
             if option not in OPTIONS:
                 raise EngineError(f"unknown engine option {option!r}; did you mean {nearest_names(option, OPTIONS)}?")
         self._max_model_tokens = launch.options.get("max_model_tokens")
+
+    @property
+    def process_id(self) -> int:
+        return os.getpid()
 
     async def start(self) -> None:
         pass

@@ -82,6 +82,23 @@ ENGINES: Mapping[str, EngineEntry] = {
     "full_offload": _own("all decode attention on the host CPU (FastDecode)", "full_offload"),
     "vllm": _vllm("a real `vllm serve` with chunked prefill; vllm:256 gives it 256 tokens an iteration", paper=False),
     "vllm-neo-paper": _vllm("the same, slowed by the flags of the NEO paper's artifact", paper=True),
+    "openai": EngineEntry(
+        "neobench.engines.openai:OpenAIEngine",
+        "any OpenAI-compatible server or service that is running, at --base-url",
+        options=(
+            "base_url",
+            "api",
+            "header",
+            "api_key_env",
+            "extra_body",
+            "served_model",
+            "exact_output",
+            "prompt",
+            "vocab_size",
+            "max_model_tokens",
+        ),
+        limits="neobench.engines.openai_limits:limits",
+    ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",

@@ -51,6 +51,8 @@ def check_engines(chosen: Iterable[str], given: Iterable[str]) -> None:
     model_given = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
     for option in [*given, *(["model"] if model_given else [])]:
         if not any(entry.takes(option) for entry in entries.values()):
+            if option == "model" and any(entry.takes("served_model") for entry in entries.values()):
+                raise click.UsageError("a server that runs already has its model: --served-model names it")
             takers = _takers(option)
             raise click.UsageError(
                 f"{flag(option)} is no option of {' or '.join(entries)}; "
@@ -70,6 +72,14 @@ def options_of(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     entry, _ = find(engine)
     return {name: value for name, value in given.items() if entry.takes(name)}
+
+
+def model_of(engine: str, options: Mapping[str, Any], model: str) -> str:
+    """What a run measures: `model`, or for a server that is running already the name it is asked by."""
+    from neobench.engines.registry import find
+
+    entry, _ = find(engine)
+    return str(options.get("served_model", "the one served")) if entry.takes("served_model") else model
 
 
 def _takers(option: str) -> list[str]:

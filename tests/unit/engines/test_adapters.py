@@ -11,6 +11,7 @@ import pytest
 
 from neobench.engines.launch import Launch, PromptLimits
 from neobench.engines.neo import FLAGS, NeoEngine
+from neobench.engines.openai_limits import OPTIONS
 from neobench.engines.registry import ENGINES, create, prompt_limits
 from neobench.harness.engine import EngineError
 from neobench.harness.request import PromptRequest
@@ -59,12 +60,14 @@ def test_an_unknown_engine_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 def test_every_engine_can_be_made_and_has_its_name(tmp_path: Path) -> None:
     for name, entry in ENGINES.items():
-        assert create(name, replace(launch(tmp_path), model="tiny")).name == name
+        needed = {"base_url": "http://localhost:1"} if entry.takes("base_url") else {}
+        assert create(name, replace(launch(tmp_path, **needed), model="tiny")).name == name
         assert entry.description
 
 
 def test_options_of_an_entry_are_those_of_its_adapter() -> None:
     assert set(ENGINES["neo"].options) == {"model", *FLAGS}
+    assert ENGINES["openai"].options == OPTIONS
 
 
 def test_limits_are_known_before_the_start() -> None:
