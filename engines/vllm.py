@@ -38,6 +38,11 @@ class VllmEngine:
         self._client: CompletionsClient | None = None
         self._metrics: MetricsReader | None = None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the guard whose descendants the server's processes are, while it runs."""
+        return None if self._process is None else self._process.pid
+
     async def start(self) -> None:
         assert self._process is None, f"{self.name} is started already"
         installed = self._installed = await find_vllm(self._python)
