@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from neobench.harness.cancelling import cancel_and_wait
 from neobench.harness.clock import Clock, MonotonicClock
 from neobench.harness.engine import Completion, Engine, EngineError
 from neobench.harness.flight import Counts, Flight
@@ -132,9 +133,7 @@ class _Driver:
         finally:
             interrupted = bool(self._backlog or self._in_flight)
             self._halt.set()
-            for task in (work, halted, *helpers):
-                task.cancel()
-            await asyncio.gather(work, halted, *helpers, return_exceptions=True)
+            await cancel_and_wait(work, halted, *helpers)
             await self._settle()
             self._show_progress()
         if self._record_error is not None:
