@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from neobench.results.record import GOODPUT_METRICS
+
 ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once"]
 RATED_KINDS = ("poisson", "constant", "gamma")
 
@@ -98,6 +100,10 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 600.0
     """From the moment a request is issued; then it is aborted and recorded as a timeout."""
+    percentiles: tuple[float, ...] = ()
+    """To report beside the median and p99; the run is invalid where its requests are too few for one of these."""
+    goodput_ms: dict[str, float] = {}
+    """Limit in ms of "ttft", "tpot" or "e2el"; goodput counts the requests that keep to all of them."""
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:
@@ -108,6 +114,10 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             raise SpecError(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
         if self.seed < 0:
             raise SpecError(f"seed must not be negative, is {self.seed}")
+        for percentile in self.percentiles:
+            if not 0 < percentile < 100:
+                raise SpecError(f"percentiles must lie between 0 and 100, not {percentile:g}")
+        check_goodput(self.goodput_ms)
 
     def seeds(self) -> Seeds:
         """Those given, else children 0 to 2 of numpy's SeedSequence(seed), in the order of Seeds."""
@@ -121,6 +131,16 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             prompts=prompts if self.workload.prompt_seed is None else self.workload.prompt_seed,
             arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
         )
+
+
+def check_goodput(limits_ms: Mapping[str, float]) -> None:
+    """Raises SpecError for an unknown metric, with the nearest known one, or a limit that is not positive."""
+    for name, limit_ms in limits_ms.items():
+        if name not in GOODPUT_METRICS:
+            nearest = difflib.get_close_matches(name, GOODPUT_METRICS, n=1, cutoff=0.0)[0]
+            raise SpecError(f"goodput takes limits on {', '.join(GOODPUT_METRICS)}, not {name!r}; meant {nearest!r}?")
+        if not 0 < limit_ms < math.inf:
+            raise SpecError(f"the goodput limit of {name} must be a positive number of ms, not {limit_ms:g}")
 
 
 def _positive_or_none(number: float | None) -> bool:

@@ -6,6 +6,9 @@ import enum
 
 import msgspec
 
+GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+"""What a goodput limit may be set on, as in `vllm bench serve`."""
+
 
 class Outcome(str, enum.Enum):
     """How a request ended; everything but OK is a failure and stays in the records."""

@@ -195,17 +195,30 @@ def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[Requ
 
 
 def build_summary(
-    info: RunInfo, columns: RecordColumns, *, engine_stats: Mapping[str, int | float], incidents: Sequence[str] = ()
+    info: RunInfo,
+    columns: RecordColumns,
+    *,
+    engine_stats: Mapping[str, int | float],
+    incidents: Sequence[str] = (),
+    machine: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """summary.json: metrics, validity, the engine's counters over the schedule, provenance."""
-    metrics = summarise(columns, request_rate=info.request_rate)
+    """summary.json: metrics, validity, the engine's counters over the schedule, provenance.
+
+    `machine` is what telemetry saw beside the run.
+    """
+    metrics = summarise(
+        columns,
+        request_rate=info.request_rate,
+        percentiles=info.spec.get("percentiles", ()),
+        goodput_ms=info.spec.get("goodput_ms"),
+    )
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,
         "backend": info.spec["engine"]["name"],
         "model_id": info.spec["model"],
         "workload": info.spec["workload"]["name"],
-        "validity": judge(metrics, incidents),
+        "validity": judge(metrics, incidents, machine),
         **metrics,
         "engine_stats": dict(engine_stats),
         "provenance": msgspec.to_builtins(info.provenance),

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_spec
+from neobench.cli.metrics_options import metrics_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 
@@ -70,6 +71,7 @@ EXIT_INVALID = 4
     show_default=True,
     help="Seconds after which a request counts as failed.",
 )
+@metrics_options
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -97,8 +99,9 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     """
     common = {
         name: options.pop(name)
-        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
+        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s", "goodput_ms")
     }
+    common["percentiles"] = options.pop("percentiles") or ()
     arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
     _check_engines(common["engines"])
     sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}

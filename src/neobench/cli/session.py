@@ -44,6 +44,8 @@ class Session:
     timeout_s: float
     folder: Path
     quiet: bool
+    percentiles: tuple[float, ...] = ()
+    goodput_ms: dict[str, float] = field(default_factory=dict)
     run_paths: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -102,6 +104,8 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         num_warmup=session.num_warmup,
         seed=session.seed,
         timeout_s=session.timeout_s,
+        percentiles=session.percentiles,
+        goodput_ms=session.goodput_ms,
     )
 
 
