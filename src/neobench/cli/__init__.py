@@ -14,6 +14,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
     "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),
+    "export": ("neobench.cli.export:export", "Write runs in the formats of other tools."),
     "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
 }
 
