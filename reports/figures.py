@@ -174,6 +174,7 @@ def _caption(runs: Sequence[ReportRun], latency_cap_s: float | None) -> list[str
     if latency_cap_s is not None:
         above = [run for run in drawn if (run.per_token_latency_s or 0) > latency_cap_s]
         notes[f"Above {latency_cap_s:g} s"] = above
+    lines += [note for run in runs if (note := run.cap_note)]
     return lines + [f"{note}: {_names(noted)}" for note, noted in notes.items() if noted]
 
 

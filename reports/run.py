@@ -17,6 +17,8 @@ class ReportRun:
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
+    concurrency: int | None = None
+    """The client's limit on requests in flight, if there was one."""
 
     @classmethod
     def from_documents(cls, run: Mapping[str, Any], summary: Mapping[str, Any]) -> ReportRun:
@@ -29,6 +31,7 @@ class ReportRun:
             request_rate=spec["arrival"].get("rate"),
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
+            concurrency=spec["arrival"].get("concurrency"),
         )
 
     @property
@@ -39,6 +42,15 @@ class ReportRun:
     def reasons(self) -> list[str]:
         """Why the run is invalid, a sentence each."""
         return list(self.summary["validity"]["reasons"])
+
+    @property
+    def cap_note(self) -> str | None:
+        """Says that requests queued in the client, which makes the load less open than its rate says."""
+        if self.concurrency is None:
+            return None
+        queue_ms = self.summary.get("mean_client_queue_ms") or 0.0
+        rate = "all at once" if self.request_rate is None else f"at {self.request_rate:g} req/s"
+        return f"{self.engine} {rate}: capped at {self.concurrency}, client queue mean {queue_ms:.3g} ms."
 
     @property
     def provenance_kind(self) -> str:

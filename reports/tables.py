@@ -61,6 +61,7 @@ def _cells(runs: Sequence[ReportRun]) -> tuple[list[_Column], list[list[str]]]:
 
 def _notes(runs: Sequence[ReportRun]) -> list[str]:
     notes = [f"{_title(run)}: INVALID. {' '.join(run.reasons)}" for run in runs if not run.valid]
+    notes += [note for run in runs if (note := run.cap_note)]
     support = [run.summary["percentile_support"]["p99"] for run in runs]
     if not all(entry["supported"] for entry in support):
         required = max(entry.get("required_requests", 0) for entry in support)
