@@ -47,6 +47,11 @@ class NeoEngine:
         self._process: ServerProcess | None = None
         self._client: CompletionsClient | None = None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the server while it runs."""
+        return None if self._process is None else self._process.pid
+
     def command(self, port: int) -> list[str]:
         serve = [sys.executable, "-m", "neobench", "serve", "--policy", self._policy, "--model", self._launch.model]
         return [*serve, "--port", str(port), *self._flags]

@@ -32,6 +32,10 @@ LIVENESS_TIMEOUT_S = 10.0
 """A liveness check without an answer says that the engine is busy, not that it is dead."""
 
 
+ScheduleStart = Callable[[], Awaitable[int | None]]
+"""Awaited when the warm-up has ended. It may say when the schedule starts, by the clock; None: at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DriveOptions:
     """How the caller watches and stops a drive; nothing here changes what is measured."""
@@ -61,7 +65,7 @@ async def drive(
     timeout_s: float,
     concurrency: int | None = None,
     warmup: Sequence[PromptRequest] = (),
-    on_schedule_start: Callable[[], Awaitable[None]] | None = None,
+    on_schedule_start: ScheduleStart | None = None,
     options: DriveOptions | None = None,
 ) -> DriveResult:
     """Send `warmup` at once and wait for it, then `requests` at `offsets_ns` [num_requests] after the schedule starts.
@@ -116,7 +120,7 @@ class _Driver:
         for request, offset_ns in zip(requests, offsets_ns, strict=True):
             self._backlog.append(Flight(request, offset_ns, clock=self._clock, counts=self._counts, warmup=warmup))
 
-    async def run(self, on_schedule_start: Callable[[], Awaitable[None]] | None) -> DriveResult:
+    async def run(self, on_schedule_start: ScheduleStart | None) -> DriveResult:
         work = asyncio.create_task(self._work(on_schedule_start))
         halted = asyncio.create_task(self._halt.wait())
         helpers = [asyncio.create_task(helper) for helper in (self._watch_engine(), self._watch_stop(), self._report())]
@@ -137,15 +141,13 @@ class _Driver:
             raise self._record_error
         return DriveResult(interrupted, self._engine_error)
 
-    async def _work(self, on_schedule_start: Callable[[], Awaitable[None]] | None) -> None:
-        await self._fly(warmup=True)
-        if on_schedule_start is not None:
-            await on_schedule_start()
-        await self._fly(warmup=False)
+    async def _work(self, on_schedule_start: ScheduleStart | None) -> None:
+        await self._fly(self._clock.now_ns() + START_LEAD_NS, warmup=True)
+        origin_ns = None if on_schedule_start is None else await on_schedule_start()
+        await self._fly(self._clock.now_ns() + START_LEAD_NS if origin_ns is None else origin_ns, warmup=False)
 
-    async def _fly(self, *, warmup: bool) -> None:
+    async def _fly(self, origin_ns: int, *, warmup: bool) -> None:
         """Issue one part of the backlog on its schedule and wait until all of it has ended."""
-        origin_ns = self._clock.now_ns() + START_LEAD_NS
         released_ns = 0
         while self._backlog and self._backlog[0].warmup == warmup:
             await self._clock.sleep_until_ns(origin_ns + self._backlog[0].scheduled_ns)

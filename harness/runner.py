@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from neobench.harness.arrivals import draw_offsets_ns
-from neobench.harness.driver import DriveOptions, drive
+from neobench.harness.arrivals import offsets_of_ns
+from neobench.harness.driver import START_LEAD_NS, DriveOptions, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
+from neobench.harness.telemetry.recorder import record_telemetry
+from neobench.results.record import RequestRecord
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
+from neobench.results.telemetry import machine_summary, read_telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +66,14 @@ async def run_one(
     warmup: Sequence[PromptRequest] = (),
     workload: Mapping[str, Any] | None = None,
     options: DriveOptions | None = None,
+    telemetry_interval_s: float = 0.0,
+    watch: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Drive `requests` through an engine that is started, into a new run folder at `path`; returns its summary.json.
 
-    An engine serves one run after another. `workload` is what is known of the requests, for run.json.
+    An engine serves one run after another. `workload` is what is known of the requests, for run.json. `watch` is called
+    with each record once it is stored; with `options.stop` it can end the run early. 0 as `telemetry_interval_s`
+    samples nothing beside the run; its instants are perf_counter's, as the real clock's are.
     A stopped run returns its (invalid) summary. Raises EngineError when the engine died, after everything measured
     has been stored with a summary, and StoreError when the folder cannot be written.
     """
@@ -79,7 +86,7 @@ async def run_one(
         spec=msgspec.to_builtins(spec),
         spec_hash=spec_hash(spec),
         num_requests=spec.num_requests,
-        request_rate=spec.arrival.rate,
+        request_rate=_asked_rate(spec, requests),
         provenance=context.provenance(),
         fingerprint=context.fingerprint,
         engine=dict(await engine.describe()),
@@ -88,9 +95,27 @@ async def run_one(
     folder = RunFolder.create(path)
     try:
         folder.write_run(info)
-        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options)
+        return await _measure(
+            spec,
+            requests,
+            engine,
+            folder,
+            info=info,
+            warmup=warmup,
+            options=options or DriveOptions(),
+            telemetry_interval_s=telemetry_interval_s,
+            watch=watch,
+        )
     finally:
         folder.close()
+
+
+def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:
+    """Requests per second; of a trace on average, from its first arrival to its last."""
+    if spec.arrival.kind != "trace":
+        return spec.arrival.rate
+    span_ns = int(offsets_of_ns(spec.arrival, requests, seed=0)[-1])
+    return (len(requests) - 1) * 1e9 / span_ns if span_ns else None
 
 
 async def _measure(
@@ -101,24 +126,45 @@ async def _measure(
     *,
     info: RunInfo,
     warmup: Sequence[PromptRequest],
-    options: DriveOptions | None,
+    options: DriveOptions,
+    telemetry_interval_s: float,
+    watch: Callable[[RequestRecord], None] | None,
 ) -> dict[str, Any]:
-    offsets_ns = draw_offsets_ns(spec.arrival, spec.num_requests, spec.seeds().arrivals)
+    def keep(record: RequestRecord) -> None:
+        folder.append(record)
+        if watch is not None:
+            watch(record)
+
+    offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
-    async with _synced(folder):
+    async with _synced(folder), record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
+
+        async def start_schedule() -> int:
+            await counters.start()
+            origin_ns = options.clock.now_ns() + START_LEAD_NS
+            if recorder is not None:
+                recorder.start(origin_ns)
+            return origin_ns
+
         result = await drive(
             requests,
             offsets_ns,
             engine,
-            folder.append,
+            keep,
             timeout_s=spec.timeout_s,
             concurrency=spec.arrival.concurrency,
             warmup=warmup,
-            on_schedule_start=counters.start,
+            on_schedule_start=start_schedule,
             options=options,
         )
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
-    summary = build_summary(info, folder.columns, engine_stats=await counters.difference(), incidents=incidents)
+    summary = build_summary(
+        info,
+        folder.columns,
+        engine_stats=await counters.difference(),
+        machine=machine_summary(read_telemetry(folder.path)),
+        incidents=incidents,
+    )
     folder.finish(summary)
     if result.engine_error is not None:
         raise result.engine_error

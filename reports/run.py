@@ -13,7 +13,7 @@ class ReportRun:
     workload: str
     model: str
     request_rate: float | None
-    """Requests per second; None: all at once."""
+    """Requests per second, of a trace on average; None: all at once."""
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
@@ -28,7 +28,7 @@ class ReportRun:
             engine=spec["engine"]["name"],
             workload=spec["workload"]["name"],
             model=spec["model"],
-            request_rate=spec["arrival"].get("rate"),
+            request_rate=run["request_rate"],
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
             concurrency=spec["arrival"].get("concurrency"),
@@ -51,6 +51,11 @@ class ReportRun:
         queue_ms = self.summary.get("mean_client_queue_ms") or 0.0
         rate = "all at once" if self.request_rate is None else f"at {self.request_rate:g} req/s"
         return f"{self.engine} {rate}: capped at {self.concurrency}, client queue mean {queue_ms:.3g} ms."
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to read with care in a run that may be valid, a sentence each."""
+        return list(self.summary["validity"].get("warnings", ()))
 
     @property
     def provenance_kind(self) -> str:

@@ -17,7 +17,9 @@ import msgspec
 
 from neobench.results.columns import RecordColumns
 from neobench.results.metrics import summarise
+from neobench.results.prefix_cache import prefix_cache, unasked_hits
 from neobench.results.record import RequestRecord
+from neobench.results.telemetry import TELEMETRY_PARQUET_FILE, machine_summary, read_telemetry
 from neobench.results.validity import judge
 
 SCHEMA = "neobench/v1"
@@ -112,12 +114,16 @@ class RunFolder:
             raise self._sync_failure from error
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write requests.parquet and summary.json, and close. After an error the raw rows are still there."""
+        """Write the Parquet files and summary.json, and close. After an error the raw rows are still there."""
         import pyarrow.parquet as pq
 
         self.sync()
         with _atomic_path(self.path / PARQUET_FILE) as parquet_path:
             pq.write_table(self.columns.to_arrow(), parquet_path, compression="zstd")
+        telemetry = read_telemetry(self.path)
+        if telemetry is not None and telemetry.rows:
+            with _atomic_path(self.path / TELEMETRY_PARQUET_FILE) as parquet_path:
+                pq.write_table(telemetry.to_arrow(), parquet_path, compression="zstd")
         _write_atomically(self.path / SUMMARY_FILE, encode_pretty(summary))
         self.close()
 
@@ -169,7 +175,8 @@ def load_run(path: Path) -> Run:
     else:
         num_measured = int((~columns.warmup).sum())
         cut_short = f"The run was cut short: {num_measured} of {info.num_requests} requests were recorded."
-        summary = build_summary(info, columns, engine_stats={}, incidents=[cut_short, *problems])
+        machine = machine_summary(read_telemetry(path))
+        summary = build_summary(info, columns, engine_stats={}, machine=machine, incidents=[cut_short, *problems])
     return Run(path, info, columns, summary, complete, tuple(problems))
 
 
@@ -199,28 +206,31 @@ def build_summary(
     columns: RecordColumns,
     *,
     engine_stats: Mapping[str, int | float],
-    incidents: Sequence[str] = (),
     machine: Mapping[str, Any] | None = None,
+    incidents: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """summary.json: metrics, validity, the engine's counters over the schedule, provenance.
-
-    `machine` is what telemetry saw beside the run.
-    """
+    """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance."""
     metrics = summarise(
         columns,
         request_rate=info.request_rate,
         percentiles=info.spec.get("percentiles", ()),
         goodput_ms=info.spec.get("goodput_ms"),
     )
+    cache = prefix_cache(columns, info.workload)
+    validity = judge(metrics, incidents, machine)
+    prompt_tokens = int(columns.integers("prompt_tokens")[~columns.warmup].sum())
+    validity["warnings"] += unasked_hits(cache, prompt_tokens)
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,
         "backend": info.spec["engine"]["name"],
         "model_id": info.spec["model"],
         "workload": info.spec["workload"]["name"],
-        "validity": judge(metrics, incidents, machine),
+        "validity": validity,
         **metrics,
+        "prefix_cache": cache,
         "engine_stats": dict(engine_stats),
+        "machine": dict(machine_summary(None) if machine is None else machine),
         "provenance": msgspec.to_builtins(info.provenance),
     }
 
