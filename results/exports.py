@@ -1,23 +1,26 @@
-"""Runs in the formats of other tools. Every function takes runs as `load_run` reads them; docs/metrics.md has names."""
+"""Runs as tables, as Prometheus text and for github-action-benchmark. vLLM's result file is in export_vllm.py.
+
+Every function takes runs as `load_run` reads them; docs/metrics.md has the names. Every format says what is invalid.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neobench.results.columns import RecordColumns
-from neobench.results.record import Outcome
 from neobench.results.store import Run
 
-_VLLM_TIMES = {"ttft": "ttft_from_issue", "tpot": "tpot", "itl": "itl", "e2el": "e2el_from_issue"}
-"""vLLM's name -> ours with vLLM's meaning: its clock starts when a request is sent."""
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _TRACKED = {
     "request_throughput": ("requests/s", True),
+    "request_goodput": ("requests/s", True),
     "output_throughput": ("tokens/s", True),
     "mean_ttft_ms": ("ms", False),
     "p99_ttft_ms": ("ms", False),
@@ -27,118 +30,87 @@ _TRACKED = {
 """Key of the summary -> its unit, and whether more is better."""
 
 
-def vllm_document(run: Run) -> dict[str, Any]:
-    """What `vllm bench serve --save-result --save-detailed` writes, times in it from issue as vLLM takes them.
-
-    Beside vLLM's keys stand `*_from_schedule_ms`, `valid` and `invalid_reasons`. Texts of answers are not kept: "".
-    """
-    summary, spec = run.summary, run.info.spec
-    arrival = spec.get("arrival", {})
-    started = datetime.fromisoformat(summary["provenance"]["started_at"].replace("Z", "+00:00"))
-    statistics = ["mean", "median", "std", *(name for name in summary["percentile_support"] if name != "p50")]
-    times = {
-        f"{stat}_{name}_ms": summary[f"{stat}_{ours}_ms"] for name, ours in _VLLM_TIMES.items() for stat in statistics
-    }
-    own = {
-        f"{stat}_{name}_from_schedule_ms": summary[f"{stat}_{name}_ms"]
-        for name in ("ttft", "e2el")
-        for stat in statistics
-    }
-    same = [
-        "num_prompts",
-        "request_rate",
-        "duration",
-        "completed",
-        "failed",
-        "total_input_tokens",
-        "total_output_tokens",
-        "request_throughput",
-        "request_goodput",
-        "output_throughput",
-        "total_token_throughput",
-    ]
-    return {
-        "date": f"{started:%Y%m%d-%H%M%S}",
-        "endpoint_type": summary["backend"],
-        "backend": summary["backend"],
-        "label": run.path.name,
-        "model_id": summary["model_id"],
-        "tokenizer_id": summary["model_id"],
-        **{name: summary.get(name) for name in same},
-        "burstiness": arrival.get("burstiness") or 1.0,
-        "max_concurrency": arrival.get("concurrency"),
-        **_vllm_rows(run.columns),
-        **times,
-        **own,
-        "valid": summary["validity"]["valid"],
-        "invalid_reasons": summary["validity"]["reasons"],
-    }
-
-
-def _vllm_rows(columns: RecordColumns) -> dict[str, list[Any]]:
-    """Lists over the measured requests, in seconds."""
-    measured = np.flatnonzero(~columns.warmup)
-    ok = columns.ended_with(Outcome.OK)
-    issued, first, ended, scheduled = (
-        columns.instants_ms(name) / 1e3 for name in ("issued_ns", "first_token_ns", "ended_ns", "scheduled_ns")
-    )
-    offsets, token_s = columns.token_offsets, columns.token_ns / 1e9
-    gaps = [np.diff(token_s[offsets[row] : offsets[row + 1]]).tolist() for row in measured]
-    rows = columns.to_arrow()
-    return {
-        "input_lens": columns.integers("prompt_tokens")[measured].tolist(),
-        "output_lens": columns.integers("output_tokens")[measured].tolist(),
-        "ttfts": np.nan_to_num(first - issued)[measured].tolist(),
-        "itls": gaps,
-        "latencies": np.nan_to_num(ended - issued)[measured].tolist(),
-        "start_times": np.nan_to_num(issued)[measured].tolist(),
-        "queue_times": np.nan_to_num(issued - scheduled)[measured].tolist(),
-        "generated_texts": [""] * len(measured),
-        "errors": [
-            "" if ok[row] else rows["error"][int(row)].as_py() or rows["outcome"][int(row)].as_py() for row in measured
-        ],
-    }
-
-
 def action_benchmark_document(runs: Sequence[Run], *, bigger_is_better: bool) -> list[dict[str, Any]]:
-    """For github-action-benchmark's customBiggerIsBetter or customSmallerIsBetter; figures without a value left out."""
-    entries = []
+    """For github-action-benchmark's customBiggerIsBetter or customSmallerIsBetter; figures without a value left out.
+
+    Runs of the same engine, model, workload and rate are repeats: their median, and half their spread as `range`.
+    """
+    repeats: dict[str, list[Run]] = {}
     for run in runs:
         summary = run.summary
-        where = f"{summary['backend']} {summary['workload']} at {summary['request_rate']} req/s"
-        trust = "valid" if summary["validity"]["valid"] else f"INVALID: {' '.join(summary['validity']['reasons'])}"
+        where = f"{summary['backend']} {summary['model_id']} {summary['workload']} at {summary['request_rate']} req/s"
+        repeats.setdefault(where, []).append(run)
+    entries = []
+    for where, same in repeats.items():
+        reasons = [reason for run in same for reason in run.summary["validity"]["reasons"]]
         for key, (unit, is_bigger_better) in _TRACKED.items():
-            if is_bigger_better == bigger_is_better and summary[key] is not None:
-                entries.append({"name": f"{where}: {key}", "unit": unit, "value": summary[key], "extra": trust})
+            values = [run.summary[key] for run in same if run.summary.get(key) is not None]
+            if is_bigger_better != bigger_is_better or not values:
+                continue
+            entry = {"name": f"{where}: {key}", "unit": unit, "value": median(values)}
+            if len(values) > 1:
+                entry["range"] = f"± {(max(values) - min(values)) / 2:.4g}"
+            entries.append({**entry, "extra": f"INVALID: {' '.join(reasons)}" if reasons else "valid"})
     return entries
 
 
-def summary_csv(runs: Sequence[Run]) -> str:
-    """One row a run: every plain value of its summary, and whether to believe it."""
-    rows = [
+def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row a run: every plain value of its summary and of the machine, and whether to believe it."""
+    return [
         {
             "run": str(run.path),
             "valid": run.summary["validity"]["valid"],
             "reasons": " ".join(run.summary["validity"]["reasons"]),
             "provenance": run.summary["provenance"]["kind"],
-            **{key: value for key, value in run.summary.items() if not isinstance(value, (dict, list))},
+            **dict(_plain_values(run)),
         }
         for run in runs
     ]
-    return _csv(rows)
+
+
+def _plain_values(run: Run) -> Iterator[tuple[str, Any]]:
+    for key, value in run.summary.items():
+        if not isinstance(value, (dict, list)):
+            yield key, value
+    for key, value in (run.summary.get("machine") or {}).items():
+        if not isinstance(value, (dict, list)):
+            yield f"machine_{key}", value
+
+
+def requests_table(runs: Sequence[Run]) -> pa.Table:
+    """One row a request: the run, whether it is valid, and the fields of RequestRecord."""
+    import pyarrow as pa
+
+    tables = []
+    for run in runs:
+        table = run.columns.to_arrow()
+        count = table.num_rows
+        named = table.add_column(0, "run", pa.array([str(run.path)] * count, pa.string()))
+        tables.append(named.add_column(1, "valid", pa.array([bool(run.summary["validity"]["valid"])] * count)))
+    return pa.concat_tables(tables)
+
+
+def summary_table(runs: Sequence[Run]) -> pa.Table:
+    """One row a run. "inf" would make a column of rates text, so an unlimited rate is null here."""
+    import pyarrow as pa
+
+    rows = summary_rows(runs)
+    for row in rows:
+        row["request_rate"] = None if row["request_rate"] == "inf" else row["request_rate"]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def requests_csv(runs: Sequence[Run]) -> str:
     """One row a request; of the token instants only their number."""
-    rows = []
-    for run in runs:
-        for row in run.columns.to_arrow().to_pylist():
-            row["events"] = len(row.pop("token_ns"))
-            rows.append({"run": str(run.path), **row})
-    return _csv(rows)
+    import pyarrow as pa
+
+    events = np.concatenate([np.diff(run.columns.token_offsets) for run in runs])
+    table = requests_table(runs).drop_columns(["token_ns"]).append_column("events", pa.array(events))
+    return rows_csv(table.to_pylist())
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def rows_csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -154,8 +126,7 @@ def prometheus_text(runs: Sequence[Run]) -> str:
         labels = {name: summary[name] for name in ("backend", "model_id", "workload", "request_rate")}
         labels = {"run": run.path, **labels, "provenance": summary["provenance"]["kind"]}
         shown = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
-        figures = {**summary, "valid": summary["validity"]["valid"]}
-        for key, value in figures.items():
+        for key, value in {**dict(_plain_values(run)), "valid": summary["validity"]["valid"]}.items():
             if isinstance(value, (int, float)):
                 # A metric's name has no point: p99.9 is p99_9.
                 samples.setdefault(f"neobench_{key.replace('.', '_')}", []).append(f"{{{shown}}} {float(value)!r}")
