@@ -22,6 +22,7 @@ from neobench.reports.style import (
     paper_style,
     series_style,
 )
+from neobench.results.store import OWN_TOOL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ CSV_COLUMNS = (
     "machine",
     "commit",
     "command",
+    "tool",
 )
 FORMATS = ("png", "pdf", "svg")
 # A date would make the bytes of every drawing differ.
@@ -49,7 +51,8 @@ _DESCRIPTION_KEY = {"png": "Description", "pdf": "Subject", "svg": "Description"
 def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = None) -> Figure:
     """Average per-token latency (s) against request rate (requests/s), one line for each engine, as in NEO's Fig. 6.
 
-    A line goes through the median of the runs at each rate and never joins measured, emulated and modelled runs.
+    A line goes through the median of the runs at each rate and never joins measured, emulated and modelled runs, nor
+    those of different tools.
     Invalid runs have hollow markers. What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
     """
     with paper_style():
@@ -99,7 +102,7 @@ def save_data(runs: Sequence[ReportRun], path: Path) -> Path:
         for run in runs:
             where = (run.engine, run.model, run.workload, run.request_rate, run.per_token_latency_s)
             trust = (run.valid, " ".join(run.reasons), run.provenance_kind, run.machine, _commit(run), _command(run))
-            writer.writerow((*where, *trust))
+            writer.writerow((*where, *trust, run.foreign_tool or OWN_TOOL))
     return path
 
 
@@ -124,8 +127,9 @@ def _series(runs: Sequence[ReportRun]) -> Mapping[str, list[ReportRun]]:
         parts = [run.engine]
         parts += [run.model] if several_models else []
         parts += [run.workload] if several_workloads else []
-        kind = "" if run.provenance_kind == "measured" else f" ({run.provenance_kind})"
-        series.setdefault(", ".join(parts) + kind, []).append(run)
+        marks = [] if run.provenance_kind == "measured" else [run.provenance_kind]
+        marks += [run.foreign_tool] if run.foreign_tool else []
+        series.setdefault(", ".join(parts) + (f" ({', '.join(marks)})" if marks else ""), []).append(run)
     return series
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neobench.results.store import OWN_TOOL
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRun:
@@ -35,6 +37,13 @@ class ReportRun:
         )
 
     @property
+    def title(self) -> str:
+        """neo at 4 req/s"""
+        if self.request_rate is None:
+            return f"{self.engine}, all at once"
+        return f"{self.engine} at {self.request_rate:g} req/s"
+
+    @property
     def valid(self) -> bool:
         return bool(self.summary["validity"]["valid"])
 
@@ -49,8 +58,7 @@ class ReportRun:
         if self.concurrency is None:
             return None
         queue_ms = self.summary.get("mean_client_queue_ms") or 0.0
-        rate = "all at once" if self.request_rate is None else f"at {self.request_rate:g} req/s"
-        return f"{self.engine} {rate}: capped at {self.concurrency}, client queue mean {queue_ms:.3g} ms."
+        return f"{self.title}: capped at {self.concurrency}, client queue mean {queue_ms:.3g} ms."
 
     @property
     def warnings(self) -> list[str]:
@@ -61,6 +69,12 @@ class ReportRun:
     def provenance_kind(self) -> str:
         """measured, emulated or modelled."""
         return str(self.summary["provenance"]["kind"])
+
+    @property
+    def foreign_tool(self) -> str | None:
+        """Which other tool measured it; None: neobench did."""
+        tool = self.summary["provenance"].get("tool", OWN_TOOL)
+        return None if tool == OWN_TOOL else str(tool)
 
     @property
     def per_token_latency_s(self) -> float | None:

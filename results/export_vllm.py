@@ -35,7 +35,6 @@ def vllm_document(run: Run) -> dict[str, Any]:
     Beside vLLM's keys stand `*_from_schedule_ms`, `valid` and `invalid_reasons`. Texts of answers are not kept: "".
     """
     summary, arrival = run.summary, run.info.spec.get("arrival", {})
-    started = datetime.fromisoformat(summary["provenance"]["started_at"].replace("Z", "+00:00"))
     percentiles = [name for name in summary["percentile_support"] if name != "p50"]
     statistics = ["mean", "median", "std", *percentiles]
     times = {f"{stat}_{name}_ms": summary[f"{stat}_{ours}_ms"] for name, ours in _TIMES.items() for stat in statistics}
@@ -45,7 +44,7 @@ def vllm_document(run: Run) -> dict[str, Any]:
         for stat in statistics
     }
     return {
-        "date": f"{started:%Y%m%d-%H%M%S}",
+        "date": _date(summary["provenance"]["started_at"]),
         "endpoint_type": summary["backend"],
         "backend": summary["backend"],
         "label": run.path.name,
@@ -63,6 +62,13 @@ def vllm_document(run: Run) -> dict[str, Any]:
         "valid": summary["validity"]["valid"],
         "invalid_reasons": summary["validity"]["reasons"],
     }
+
+
+def _date(started_at: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(started_at.replace('Z', '+00:00')):%Y%m%d-%H%M%S}"
+    except ValueError:
+        return started_at
 
 
 def _instants_s(columns: RecordColumns, name: str) -> Float64Array:

@@ -22,6 +22,8 @@ class Outcome(str, enum.Enum):
     PROTOCOL_ERROR = "protocol_error"
     """The stream could not be understood: bad JSON, no usage, an error event."""
     TIMEOUT = "timeout"
+    UNKNOWN_ERROR = "unknown_error"
+    """Another tool counted it as failed and did not say why."""
     INTERRUPTED = "interrupted"
     """The run was stopped (Ctrl-C, dead engine) while the request was in flight or before it was issued."""
 

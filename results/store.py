@@ -29,6 +29,8 @@ REQUESTS_FILE = "requests.jsonl"
 PARQUET_FILE = "requests.parquet"
 SUMMARY_FILE = "summary.json"
 
+OWN_TOOL = "neobench"
+
 ProvenanceKind = Literal["measured", "emulated", "modelled"]
 
 
@@ -44,7 +46,13 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     commit: str | None
     """Of the neobench source tree; None outside a checkout, "-dirty" at the end with uncommitted changes."""
     started_at: str
-    """ISO 8601, UTC."""
+    """ISO 8601, UTC; of another tool's run what its file says."""
+    tool: str = OWN_TOOL
+    """That measured. Runs of another one are converted from its files."""
+    missing: list[str] = []
+    """Keys of the summary that the tool did not record; "itl_ms" stands for all of its statistics. They are null."""
+    notes: list[str] = []
+    """How its figures differ from what docs/metrics.md says, a sentence each."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,18 +216,24 @@ def build_summary(
     engine_stats: Mapping[str, int | float],
     machine: Mapping[str, Any] | None = None,
     incidents: Sequence[str] = (),
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance."""
+    """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance.
+
+    `known` are metrics that come from elsewhere, of a run without rows.
+    """
     metrics = summarise(
         columns,
         request_rate=info.request_rate,
         percentiles=info.spec.get("percentiles", ()),
         goodput_ms=info.spec.get("goodput_ms"),
     )
+    metrics |= known or {}
+    metrics |= dict.fromkeys(_keys_of(info.provenance.missing, metrics))
     cache = prefix_cache(columns, info.workload)
     validity = judge(metrics, incidents, machine)
     prompt_tokens = int(columns.integers("prompt_tokens")[~columns.warmup].sum())
-    validity["warnings"] += unasked_hits(cache, prompt_tokens)
+    validity["warnings"] += [*unasked_hits(cache, prompt_tokens), *info.provenance.notes]
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,
@@ -233,6 +247,11 @@ def build_summary(
         "machine": dict(machine_summary(None) if machine is None else machine),
         "provenance": msgspec.to_builtins(info.provenance),
     }
+
+
+def _keys_of(names: Sequence[str], metrics: Mapping[str, Any]) -> list[str]:
+    """The keys that have one of these names, or a statistic in front of it."""
+    return [key for key in metrics if any(key == name or key.endswith(f"_{name}") for name in names)]
 
 
 def encode_pretty(value: Any) -> bytes:

@@ -17,6 +17,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
     "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),
     "export": ("neobench.cli.export:export", "Write runs in the formats of other tools."),
+    "convert": ("neobench.cli.convert:convert", "Make run folders of vLLM's and GuideLLM's result files."),
+    "plot": ("neobench.cli.plot:plot", "Put runs into one table and one load-latency figure."),
     "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
 }
 

@@ -37,11 +37,20 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     if not quiet:
         for run in runs:
             _warn_of_poor_predictions(run)
-            for warning in run.warnings:
-                click.echo(f"Warning: {run.engine}: {warning}", err=True)
+        _show_warnings(runs)
         click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
         for panel in panels:
             click.echo(f"Machine and engine over time: {panel}", err=True)
+
+
+def _show_warnings(runs: Sequence[ReportRun]) -> None:
+    """Each once, with the runs that it is about."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in run.warnings:
+            about.setdefault(warning, []).append(run.title)
+    for warning, titles in about.items():
+        click.echo(f"Warning: {'; '.join(titles)}: {warning}", err=True)
 
 
 def _warn_of_poor_predictions(run: ReportRun) -> None:

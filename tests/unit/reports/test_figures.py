@@ -136,6 +136,7 @@ def test_the_data_lie_beside_the_figure(make_run: MakeRun, tmp_path: Path) -> No
         "machine": "Tesla T4, 8 cores",
         "commit": "abc1234",
         "command": "neobench run --engine neo",
+        "tool": "neobench",
     }
     assert (rows[1]["request_rate"], rows[1]["mean_per_token_latency_s"]) == ("", "")
 
