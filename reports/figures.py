@@ -18,6 +18,7 @@ from neobench.reports.style import (
     CAPTION_CHARACTERS_A_LINE,
     CAPTION_POINTS,
     FIGURE_SIZE_INCHES,
+    INVALID_COLOR,
     LINE_STYLE_OF_PROVENANCE,
     paper_style,
     series_style,
@@ -51,9 +52,9 @@ _DESCRIPTION_KEY = {"png": "Description", "pdf": "Subject", "svg": "Description"
 def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = None) -> Figure:
     """Average per-token latency (s) against request rate (requests/s), one line for each engine, as in NEO's Fig. 6.
 
-    A line goes through the median of the runs at each rate and never joins measured, emulated and modelled runs, nor
-    those of different tools.
-    Invalid runs have hollow markers. What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
+    A line goes through the median of the runs at each rate. It never joins measured, emulated and modelled runs, nor
+    those of different tools. Invalid runs have hollow markers; where no run is valid the figure is stamped INVALID.
+    What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
     """
     with paper_style():
         figure = Figure(figsize=FIGURE_SIZE_INCHES)
@@ -63,11 +64,16 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
             _draw_series(axes, label, series, index)
         if any(not run.valid for run in drawn):
             axes.plot([], [], linestyle="none", marker="o", markerfacecolor="white", color="0.3", label="invalid run")
-        _scale(axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s)
+        scale_latency(
+            axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s
+        )
+        axes.set_xlim(left=0)
         axes.set_xlabel("Request rate (req/s)")
         axes.set_ylabel("Average per-token latency (s)")
         if drawn:
             axes.legend()
+        if runs and not any(run.valid for run in runs):
+            stamp_invalid(figure)
         write_caption(figure, _caption(runs, latency_cap_s))
     return figure
 
@@ -150,8 +156,9 @@ def _draw_series(axes: Axes, label: str, runs: Sequence[ReportRun], index: int) 
     axes.plot([], [], color=style.color, marker=style.marker, linestyle=line_style, label=label)
 
 
-def _scale(axes: Axes, latencies_s: Sequence[float], latency_cap_s: float | None) -> None:
-    shown = [latency for latency in latencies_s if latency_cap_s is None or latency <= latency_cap_s]
+def scale_latency(axes: Axes, latencies: Sequence[float], latency_cap: float | None = None) -> None:
+    """The y axis from 0, or logarithmic where what is shown spans more than a factor of 20."""
+    shown = [latency for latency in latencies if latency_cap is None or latency <= latency_cap]
     if shown and min(shown) > 0 and max(shown) > LOG_SCALE_FROM_RATIO * min(shown):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -159,9 +166,17 @@ def _scale(axes: Axes, latencies_s: Sequence[float], latency_cap_s: float | None
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
-    if latency_cap_s is not None:
-        axes.set_ylim(top=latency_cap_s)
-    axes.set_xlim(left=0)
+        if shown and max(shown) > 0:
+            # The default margin is a share of what lies between the points, which may leave none.
+            axes.set_ylim(top=1.08 * max(shown))
+    if latency_cap is not None:
+        axes.set_ylim(top=latency_cap)
+
+
+def stamp_invalid(figure: Figure) -> None:
+    """Across it, in red."""
+    stamp = figure.text(0.45, 0.5, "INVALID", rotation=25, ha="center", va="center", zorder=10)
+    stamp.set(fontsize=26, color=INVALID_COLOR, alpha=0.3)
 
 
 def _caption(runs: Sequence[ReportRun], latency_cap_s: float | None) -> list[str]:

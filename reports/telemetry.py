@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from neobench.reports.figures import save_figure, write_caption
+from neobench.reports.figures import save_figure, stamp_invalid, write_caption
 from neobench.reports.run import ReportRun
-from neobench.reports.style import INVALID_COLOR, paper_style, series_style
+from neobench.reports.style import paper_style, series_style
 from neobench.results.telemetry import Telemetry, read_telemetry
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def telemetry_figure(run: ReportRun, telemetry: Telemetry) -> Figure:
         figure.align_ylabels(list(columns))
         columns[0].set_title(run.title, fontsize=8)
         if not run.valid:
-            stamp = figure.text(0.45, 0.5, "INVALID", rotation=25, ha="center", va="center", zorder=10)
-            stamp.set(fontsize=26, color=INVALID_COLOR, alpha=0.3)
+            stamp_invalid(figure)
         write_caption(figure, _caption(run, telemetry))
     return figure
 
