@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ FEWEST_IN_A_MEDIAN = 5
 FEWEST_MEDIANS = 4
 RASTER_FROM = 2_000
 """Points beyond which PDF and SVG hold an image of them: a dot each would make files that no viewer opens."""
-_STEADY = {"color": "#009E73", "alpha": 0.10, "linewidth": 0, "zorder": 0}
+_STEADY: dict[str, Any] = {"color": "#009E73", "alpha": 0.10, "linewidth": 0, "zorder": 0}
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -70,7 +70,7 @@ def latency_figure(run: ReportRun, latencies: RequestLatencies) -> Figure:
         ):
             _draw(axes, latencies.scheduled_s, values_s, name, color=series_style(index).color)
             _shade(axes, run)
-            legend = {"bbox_to_anchor": (1.0, 1.03), "borderaxespad": 0.2, "handlelength": 1.4}
+            legend: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.03), "borderaxespad": 0.2, "handlelength": 1.4}
             axes.legend(loc="upper left", **legend, markerscale=2 if len(values_s) > RASTER_FROM else 1)
         lower.set_xlabel("Arrival: time since the start of the schedule (s)")
         lower.set_xlim(left=0)
@@ -97,13 +97,12 @@ def save_latency(run: ReportRun, folder: Path) -> list[Path]:
 
 def _draw(axes: Axes, scheduled_s: Float64Array, values_s: Float64Array, name: str, *, color: str) -> None:
     done = ~np.isnan(values_s)
-    at_s, values_s = scheduled_s[done], values_s[done]
-    in_ms = not len(values_s) or float(np.median(values_s)) < 1
+    in_ms = not done.any() or float(np.nanmedian(values_s)) < 1
     values = values_s * (1e3 if in_ms else 1)
     many = len(values) > RASTER_FROM
     axes.plot(
-        at_s,
-        values,
+        scheduled_s[done],
+        values[done],
         linestyle="none",
         marker=".",
         markersize=2 if many else 5,
@@ -113,28 +112,35 @@ def _draw(axes: Axes, scheduled_s: Float64Array, values_s: Float64Array, name: s
         rasterized=many,
         label="request",
     )
-    middles_s, medians = running_median(at_s, values)
+    middles_s, medians = running_median(scheduled_s, values)
     if len(medians) >= FEWEST_MEDIANS:
         axes.plot(middles_s, medians, color="black", linewidth=1.0, label="running median")
-    scale_latency(axes, [float(value) for value in values])
-    failed_s = scheduled_s[~done]
-    if len(failed_s):
+    scale_latency(axes, values[done].tolist())
+    if not done.any():
+        axes.set_yticks([])
+    if not done.all():
         # On the upper edge, whatever the axis shows: a failure has no latency.
-        at_edge = axes.get_xaxis_transform()
-        axes.plot(
-            failed_s, np.ones(len(failed_s)), "|", color=INVALID_COLOR, transform=at_edge, clip_on=False, label="failed"
-        )
+        edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(scheduled_s[~done], np.ones(int((~done).sum())), "|", color=INVALID_COLOR, label="failed", **edge)
     axes.set_ylabel(f"{name} ({'ms' if in_ms else 's'})")
 
 
 def running_median(at_s: Float64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Median arrival and median value of neighbouring requests, up to 30 groups of equal size and of 5 or more."""
+    """Median arrival and median value of neighbouring requests, in up to 30 groups of equal size and of 5 or more.
+
+    A group with fewer than 5 values that are not NaN has NaN: most of its requests failed, and a line would lie.
+    """
     num_groups = min(MEDIANS, len(values) // FEWEST_IN_A_MEDIAN)
     if not num_groups:
         return np.array([]), np.array([])
     groups = zip(np.array_split(at_s, num_groups), np.array_split(values, num_groups), strict=True)
-    medians = np.array([(np.median(at), np.median(group)) for at, group in groups])
-    return medians[:, 0], medians[:, 1]
+    medians = [(np.median(at), _median(group)) for at, group in groups]
+    return np.array([at for at, _ in medians]), np.array([value for _, value in medians])
+
+
+def _median(values: Float64Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) >= FEWEST_IN_A_MEDIAN else np.nan
 
 
 def _shade(axes: Axes, run: ReportRun) -> None:

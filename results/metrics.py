@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from neobench.results.backlog import backlog
 from neobench.results.columns import BoolArray, Float64Array, Int64Array, RecordColumns
 from neobench.results.record import Outcome
 from neobench.results.validity import STEADY_START_FRACTION
@@ -45,6 +46,7 @@ def summarise(
         **_latency(columns, completed, reported),
         **_goodput(columns, measured, completed, goodput_ms or {}),
         **_client_lag(columns, measured),
+        **backlog(columns, measured),
         "percentile_support": {
             percentile_name(percentile): percentile_support(percentile, num_completed) for percentile in reported
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from neobench.results.backlog import growing_backlog
 from neobench.results.machine_validity import machine_disturbances
 from neobench.results.record import Outcome
 
@@ -39,6 +40,7 @@ def judge(
     ]
     warnings = [
         *_unsupported(metrics, {DEFAULT_PERCENTILE} - set(metrics["percentiles_asked_for"])),
+        *growing_backlog(metrics),
         *signs_of_disturbance,
     ]
     return {"valid": not reasons, "reasons": reasons, "warnings": warnings}

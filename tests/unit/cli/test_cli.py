@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from neobench.cli import main
+from neobench.cli import _COMMANDS, main
 from neobench.cli.session import provenance_kind
 from neobench.engines.registry import ENGINES
 from neobench.neo_engine.scheduler.policy import POLICIES
@@ -29,7 +29,7 @@ def run_null(folder: Path, *arguments: str) -> Result:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("run", "search", "sweep", "serve", "profile", "bench-cpu"))],
+    [["--help"], *([name, "--help"] for name in _COMMANDS)],
 )
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     program = (
@@ -40,7 +40,7 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "neobench" in done.stdout
+    assert "Usage:" in done.stdout
 
 
 @pytest.mark.parametrize(

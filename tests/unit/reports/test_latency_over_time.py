@@ -63,6 +63,8 @@ def test_the_running_median_takes_groups_of_equal_size():
     middles_s, medians = running_median(at_s, values)
     assert middles_s.tolist() == [2, 7]
     assert medians.tolist() == [3, 6]
+    values[1] = np.nan
+    assert np.isnan(running_median(at_s, values)[1]).tolist() == [True, False]
     assert len(running_median(at_s[:4], values[:4])[1]) == 0
     assert len(running_median(np.arange(10_000.0), np.arange(10_000.0))[1]) == 30
 

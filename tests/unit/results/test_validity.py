@@ -76,6 +76,28 @@ def test_a_disturbed_machine(make_record, machine, num_reasons, num_warnings):
     assert (len(judged["reasons"]), len(judged["warnings"])) == (num_reasons, num_warnings)
 
 
+def test_requests_in_flight_are_counted_over_time_by_quarters_of_the_arrivals(make_record):
+    # Arrivals at 0, 100, ..., 400 ms: quarters (100, 200] and (300, 400].
+    records = [make_record(i, scheduled=100 * i, tokens_at=(100 * i + 250,)) for i in range(5)]
+    metrics = summarise(RecordColumns(records), request_rate=10.0)
+    assert metrics["mean_in_flight_early"] == pytest.approx(2)
+    assert metrics["mean_in_flight_late"] == pytest.approx(2.5)
+    together = summarise(RecordColumns([make_record(0), make_record(1)]), request_rate=None)
+    assert together["mean_in_flight_early"] is together["mean_in_flight_late"] is None
+
+
+def test_a_growing_backlog_is_warned_of(make_record):
+    def served_every(milliseconds):
+        return [make_record(i, scheduled=10 * i, tokens_at=(milliseconds * (i + 1) + 1,)) for i in range(460)]
+
+    assert not verdict(served_every(10))["warnings"]
+    judged = verdict(served_every(15))
+    assert judged["valid"]
+    # Of what has arrived in the middle of the two quarters, 172 and 402 requests, a third waits; and one is served.
+    expected = "Requests piled up: 58.4 were in flight in the second quarter of the arrivals and 135 in the last"
+    assert expected in judged["warnings"][0]
+
+
 @pytest.mark.parametrize(("num_failed", "valid"), [(1, True), (2, False)])
 def test_failures_beyond_one_percent(make_record, num_failed, valid):
     outcomes = [Outcome.SHORT_OUTPUT] * num_failed + [Outcome.OK] * (100 - num_failed)
