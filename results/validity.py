@@ -15,6 +15,7 @@ MIN_ACHIEVED_SHARE = 0.99
 MAX_FAILED_SHARE = 0.01
 """With failures counted as infinitely late, a p99 exists only while they are no more than 1 % of the requests."""
 DEFAULT_PERCENTILE = "p99"
+TOO_FEW = "Too few requests for the percentiles"
 STEADY_START_FRACTION = 0.25
 """The steady window leaves out this share of the arrival span as ramp-up, as the NEO paper's evaluation does."""
 
@@ -109,7 +110,7 @@ def _unsupported(metrics: Mapping[str, Any], percentiles: Iterable[str]) -> list
     if not short or not metrics["completed"]:
         return []
     needs = ", ".join(f"{name} needs {support[name]['required_requests']}" for name in short)
-    return [f"Too few requests for the percentiles: {needs}; {metrics['completed']} completed (see --num-requests)."]
+    return [f"{TOO_FEW}: {needs}; {metrics['completed']} completed (see --num-requests)."]
 
 
 def _short_window(metrics: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ def convert(
     \b
     neobench convert vllm-20qps.json -o runs/theirs --engine vllm --workload sharegpt
     neobench convert benchmarks.json -o runs/guidellm --goodput ttft:500 --percentiles 90,95
-    neobench plot runs/theirs/* runs/today/neo-* -o runs/compared
+    neobench plot runs/theirs/*/ runs/today/*/ -o runs/compared
     """
     if output.exists() and any(output.iterdir()):
         raise click.UsageError(f"{output} is not empty; runs are never overwritten: choose another --output")

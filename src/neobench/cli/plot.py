@@ -23,7 +23,7 @@ def plot(runs: tuple[Path, ...], output: Path) -> None:
     figures (latency.png, telemetry.png) are drawn anew in its folder.
 
     \b
-    neobench plot runs/today/neo-rate-* runs/yesterday/neo-rate-* -o runs/compared
+    neobench plot runs/today/*/ runs/yesterday/*/ -o runs/compared
     """
     if output.exists() and any(output.iterdir()):
         raise click.UsageError(f"{output} is not empty; nothing is overwritten: choose another --output")

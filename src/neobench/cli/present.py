@@ -50,10 +50,12 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
 
 
 def _show_warnings(runs: Sequence[ReportRun]) -> None:
-    """Each once, with the runs that it is about."""
+    """Each once, with the runs that it is about. Unsupported percentiles have a mark and a note in the table."""
+    from neobench.results.validity import TOO_FEW
+
     about: dict[str, list[str]] = {}
     for run in runs:
-        for warning in run.warnings:
+        for warning in (one for one in run.warnings if not one.startswith(TOO_FEW)):
             about.setdefault(warning, []).append(run.title)
     for warning, titles in about.items():
         click.echo(f"Warning: {'; '.join(titles)}: {warning}", err=True)
