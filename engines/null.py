@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neobench.engines.launch import Launch
-from neobench.harness.engine import Completion, EngineError, TokenSink
+from neobench.harness.engine import ClientRecipe, Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 from neobench.results.record import Outcome
 
@@ -36,6 +36,9 @@ class NullEngine:
 
     async def stats(self) -> Mapping[str, int | float]:
         return {}
+
+    def client_recipe(self) -> ClientRecipe | None:
+        return None
 
     async def stop(self) -> None:
         pass

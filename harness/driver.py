@@ -12,14 +12,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from neobench.harness.clock import Clock, MonotonicClock
-from neobench.harness.engine import Completion, Engine, EngineError
+from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.flight import Counts, Flight
 from neobench.harness.request import PromptRequest
+from neobench.harness.usage import ClientUsage, UsageMeter
 from neobench.results.record import Outcome, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,18 @@ ABORT_GRACE_S = 5.0
 """How long an engine may take to let go of cancelled requests before the run ends without waiting for them."""
 LIVENESS_TIMEOUT_S = 10.0
 """A liveness check without an answer says that the engine is busy, not that it is dead."""
+
+
+ScheduleStart = Callable[[], Awaitable[int | None]]
+"""Awaited when the warm-up has ended. It may say when the schedule starts, in nanoseconds of the clock; None: at once."""
+
+
+class Target(Protocol):
+    """What is driven: an Engine, or in a process of its own a client of one."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion: ...
+
+    async def check_alive(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +64,30 @@ class DriveResult:
     """Stopped before every request had run to its end."""
     engine_error: EngineError | None
     """Set when the engine died; every record was still delivered."""
+    usage: ClientUsage | None = None
+    """None when the schedule never started."""
+    incidents: tuple[str, ...] = ()
+    """Sentences about what went wrong in the client itself."""
 
 
 async def drive(
     requests: Sequence[PromptRequest],
     offsets_ns: npt.NDArray[np.int64],
-    engine: Engine,
+    engine: Target,
     on_record: Callable[[RequestRecord], None],
     *,
     timeout_s: float,
     concurrency: int | None = None,
+    closed_loop: bool = False,
     warmup: Sequence[PromptRequest] = (),
-    on_schedule_start: Callable[[], Awaitable[None]] | None = None,
+    on_schedule_start: ScheduleStart | None = None,
     options: DriveOptions | None = None,
 ) -> DriveResult:
     """Send `warmup` at once and wait for it, then `requests` at `offsets_ns` [num_requests] after the schedule starts.
 
     `on_schedule_start` is awaited in between. `timeout_s` runs from the moment a request is issued. With `concurrency`,
     a measured request that would be one too many in flight waits here, in its turn, and its record says until when.
+    In a `closed_loop` such a request was not due earlier: it counts as scheduled when its turn comes.
     `on_record` is called as each request ends. If it raises (a full disk), the run stops and the error is raised here.
     """
     if len(requests) != len(offsets_ns):
@@ -78,6 +98,7 @@ async def drive(
         options or DriveOptions(),
         timeout_s=timeout_s,
         concurrency=concurrency,
+        closed_loop=closed_loop,
         num_measured=len(requests),
     )
     driver.plan(warmup, [0] * len(warmup), warmup=True)
@@ -89,12 +110,13 @@ async def drive(
 class _Driver:
     def __init__(
         self,
-        engine: Engine,
+        engine: Target,
         on_record: Callable[[RequestRecord], None],
         options: DriveOptions,
         *,
         timeout_s: float,
         concurrency: int | None,
+        closed_loop: bool,
         num_measured: int,
     ) -> None:
         self._engine = engine
@@ -102,6 +124,9 @@ class _Driver:
         self._options = options
         self._timeout_s = timeout_s
         self._concurrency = concurrency
+        self._closed_loop = closed_loop
+        self._meter: UsageMeter | None = None
+        self._usage: ClientUsage | None = None
         self._clock = options.clock
         self._counts = Counts(num_measured)
         self._backlog: deque[Flight] = deque()
@@ -116,7 +141,7 @@ class _Driver:
         for request, offset_ns in zip(requests, offsets_ns, strict=True):
             self._backlog.append(Flight(request, offset_ns, clock=self._clock, counts=self._counts, warmup=warmup))
 
-    async def run(self, on_schedule_start: Callable[[], Awaitable[None]] | None) -> DriveResult:
+    async def run(self, on_schedule_start: ScheduleStart | None) -> DriveResult:
         work = asyncio.create_task(self._work(on_schedule_start))
         halted = asyncio.create_task(self._halt.wait())
         helpers = [asyncio.create_task(helper) for helper in (self._watch_engine(), self._watch_stop(), self._report())]
@@ -127,6 +152,8 @@ class _Driver:
                 await self._check_engine()
         finally:
             interrupted = bool(self._backlog or self._in_flight)
+            if self._meter is not None:
+                self._usage = self._meter.read()
             self._halt.set()
             for task in (work, halted, *helpers):
                 task.cancel()
@@ -135,17 +162,16 @@ class _Driver:
             self._show_progress()
         if self._record_error is not None:
             raise self._record_error
-        return DriveResult(interrupted, self._engine_error)
+        return DriveResult(interrupted, self._engine_error, self._usage)
 
-    async def _work(self, on_schedule_start: Callable[[], Awaitable[None]] | None) -> None:
-        await self._fly(warmup=True)
-        if on_schedule_start is not None:
-            await on_schedule_start()
-        await self._fly(warmup=False)
+    async def _work(self, on_schedule_start: ScheduleStart | None) -> None:
+        await self._fly(self._clock.now_ns() + START_LEAD_NS, warmup=True)
+        origin_ns = None if on_schedule_start is None else await on_schedule_start()
+        self._meter = UsageMeter()
+        await self._fly(self._clock.now_ns() + START_LEAD_NS if origin_ns is None else origin_ns, warmup=False)
 
-    async def _fly(self, *, warmup: bool) -> None:
+    async def _fly(self, origin_ns: int, *, warmup: bool) -> None:
         """Issue one part of the backlog on its schedule and wait until all of it has ended."""
-        origin_ns = self._clock.now_ns() + START_LEAD_NS
         released_ns = 0
         while self._backlog and self._backlog[0].warmup == warmup:
             await self._clock.sleep_until_ns(origin_ns + self._backlog[0].scheduled_ns)
@@ -157,6 +183,8 @@ class _Driver:
             if released_ns > flight.scheduled_ns:
                 # Held back itself, or queued behind one that was.
                 flight.ready_ns = released_ns
+                if self._closed_loop:
+                    flight.scheduled_ns = released_ns
             self._in_flight.add(flight)
             flight.task = asyncio.create_task(self._serve(flight))
         while self._in_flight:

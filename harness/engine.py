@@ -37,6 +37,28 @@ class TokenSink(Protocol):
         """Call once for each streamed event that carries at least one token."""
 
 
+class Client(Protocol):
+    """Sends requests to an engine from a process of its own; opened and closed once."""
+
+    async def open(self) -> None:
+        """Raises EngineError."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
+        """As Engine.generate."""
+
+    async def close(self) -> None:
+        """Safe to call twice, and after a failed `open`."""
+
+
+class ClientRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How another process makes a Client of an engine that is started."""
+
+    factory: str
+    """"module:callable", imported there."""
+    arguments: dict[str, Any] = {}
+    """Its keyword arguments; plain JSON values."""
+
+
 class Engine(Protocol):
     """An engine under test. One instance serves one run after another between `start` and `stop`."""
 
@@ -60,6 +82,9 @@ class Engine(Protocol):
         A whole number is a counter since start, of which a run stores what it grew by. A float is a level, e.g. a
         median, of which a run stores the last.
         """
+
+    def client_recipe(self) -> ClientRecipe | None:
+        """Of an engine that is started. None: it lives in this process, and no other can send it requests."""
 
     async def stop(self) -> None:
         """Free everything. Safe to call twice, and after a failed start."""

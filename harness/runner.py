@@ -113,12 +113,19 @@ async def _measure(
             folder.append,
             timeout_s=spec.timeout_s,
             concurrency=spec.arrival.concurrency,
+            closed_loop=spec.arrival.kind == "closed",
             warmup=warmup,
             on_schedule_start=counters.start,
             options=options,
         )
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
-    summary = build_summary(info, folder.columns, engine_stats=await counters.difference(), incidents=incidents)
+    summary = build_summary(
+        info,
+        folder.columns,
+        engine_stats=await counters.difference(),
+        incidents=[*incidents, *result.incidents],
+        client=None if result.usage is None else result.usage.facts(),
+    )
     folder.finish(summary)
     if result.engine_error is not None:
         raise result.engine_error

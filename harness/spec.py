@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once"]
+ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "closed"]
 RATED_KINDS = ("poisson", "constant", "gamma")
 
 
@@ -38,6 +38,7 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
 
 class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     kind: ArrivalKind = "poisson"
+    """Kind "closed": `concurrency` requests are in flight all the time; one is due when another has ended."""
     rate: float | None = None
     """Requests per second of the kinds poisson, constant and gamma; None for the others."""
     end_rate: float | None = None
@@ -58,6 +59,8 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
             )
         if self.concurrency is not None and self.concurrency < 1:
             raise SpecError(f"arrival.concurrency must be at least 1, not {self.concurrency}")
+        if self.kind == "closed" and self.concurrency is None:
+            raise SpecError("arrival.kind 'closed' needs arrival.concurrency: how many requests are in flight")
 
     def expected_span_s(self, num_requests: int) -> float:
         """From the start of the schedule to its last arrival, on average over seeds."""
@@ -98,6 +101,8 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 600.0
     """From the moment a request is issued; then it is aborted and recorded as a timeout."""
+    client_processes: int = 1
+    """That send the requests; request i is sent by process i modulo this number. 1: the process that measures."""
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:
@@ -106,8 +111,21 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             raise SpecError(f"num_warmup must not be negative, is {self.num_warmup}")
         if not 0 < self.timeout_s < math.inf:
             raise SpecError(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
+        self._check_client_processes()
         if self.seed < 0:
             raise SpecError(f"seed must not be negative, is {self.seed}")
+
+    def _check_client_processes(self) -> None:
+        if self.client_processes < 1:
+            raise SpecError(f"client_processes must be at least 1, not {self.client_processes}")
+        if self.client_processes > self.num_requests:
+            raise SpecError(f"{self.client_processes} client_processes have only {self.num_requests} requests to send")
+        concurrency = self.arrival.concurrency
+        if concurrency is not None and concurrency < self.client_processes:
+            raise SpecError(
+                f"{self.client_processes} client_processes cannot share a concurrency of {concurrency}: "
+                "each needs at least 1"
+            )
 
     def seeds(self) -> Seeds:
         """Those given, else children 0 to 2 of numpy's SeedSequence(seed), in the order of Seeds."""

@@ -27,6 +27,14 @@ REQUESTS_FILE = "requests.jsonl"
 PARQUET_FILE = "requests.parquet"
 SUMMARY_FILE = "summary.json"
 
+CLIENT_FACTS = (
+    "client_processes",
+    "client_cpu_percent",
+    "client_loop_busy_share",
+    "client_window_s",
+    "client_peak_rss_bytes",
+)
+
 ProvenanceKind = Literal["measured", "emulated", "modelled"]
 
 
@@ -195,10 +203,22 @@ def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[Requ
 
 
 def build_summary(
-    info: RunInfo, columns: RecordColumns, *, engine_stats: Mapping[str, int | float], incidents: Sequence[str] = ()
+    info: RunInfo,
+    columns: RecordColumns,
+    *,
+    engine_stats: Mapping[str, int | float],
+    incidents: Sequence[str] = (),
+    client: Mapping[str, int | float] | None = None,
 ) -> dict[str, Any]:
-    """summary.json: metrics, validity, the engine's counters over the schedule, provenance."""
-    metrics = summarise(columns, request_rate=info.request_rate)
+    """summary.json: metrics, validity, the engine's counters over the schedule, provenance.
+
+    `client` is what the load generator took of its machine; None: unknown, as of a run that was killed.
+    """
+    metrics = {
+        **summarise(columns, request_rate=info.request_rate),
+        **dict.fromkeys(CLIENT_FACTS),
+        **(client or {}),
+    }
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,

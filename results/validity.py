@@ -10,6 +10,9 @@ from neobench.results.record import Outcome
 LAG_LIMIT_MS = 5.0
 LAG_LIMIT_SHARE_OF_TTFT = 0.01
 MIN_ACHIEVED_SHARE = 0.99
+MAX_LOOP_BUSY_SHARE = 0.9
+MIN_LOOP_WINDOW_S = 1.0
+"""Over less, the start of a schedule alone keeps an event loop busy."""
 MAX_FAILED_SHARE = 0.01
 """With failures counted as infinitely late, a p99 exists only while they are no more than 1 % of the requests."""
 
@@ -19,7 +22,7 @@ def judge(metrics: Mapping[str, Any], incidents: Sequence[str] = ()) -> dict[str
 
     `incidents` are sentences about what went wrong outside any single request (the engine died, the run was killed).
     """
-    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *_client_lag(metrics)]
+    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *_client_lag(metrics), *_saturation(metrics)]
     return {"valid": not reasons, "reasons": reasons}
 
 
@@ -75,3 +78,14 @@ def _client_lag(metrics: Mapping[str, Any]) -> list[str]:
             f"the schedule slipped by {slip_ms:.1f} ms."
         )
     return reasons
+
+
+def _saturation(metrics: Mapping[str, Any]) -> list[str]:
+    """A loop without idle time stamps tokens when it gets to them, not when they arrive."""
+    busy_share, window_s = metrics.get("client_loop_busy_share"), metrics.get("client_window_s")
+    if busy_share is None or window_s is None or window_s < MIN_LOOP_WINDOW_S or busy_share <= MAX_LOOP_BUSY_SHARE:
+        return []
+    return [
+        f"The client was saturated: its event loop was busy {busy_share:.0%} of {window_s:.1f} s (at most "
+        f"{MAX_LOOP_BUSY_SHARE:.0%}), so it measured itself; use more --client-processes, or ask for less."
+    ]
