@@ -47,6 +47,11 @@ class NeoEngine:
         self._process: ServerProcess | None = None
         self._client: CompletionsClient | None = None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the server while it runs."""
+        return None if self._process is None else self._process.pid
+
     def command(self, port: int) -> list[str]:
         serve = [sys.executable, "-m", "neobench", "serve", "--policy", self._policy, "--model", self._launch.model]
         return [*serve, "--port", str(port), *self._flags]
@@ -81,7 +86,7 @@ class NeoEngine:
         answer = await self._started_client().get_json("/stats")
         return {key: value for key, value in answer.items() if type(value) in (int, float)}
 
-    def client_recipe(self) -> ClientRecipe | None:
+    def client_recipe(self) -> ClientRecipe:
         assert self._process is not None, f"{self.name} is not started"
         return ClientRecipe(
             factory="neobench.engines.openai_http:CompletionsClient", arguments={"base_url": self._process.url}

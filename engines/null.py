@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from neobench.engines.launch import Launch
-from neobench.harness.engine import ClientRecipe, Completion, EngineError, TokenSink
+from neobench.engines.launch import Launch, PromptLimits, nearest_names
+from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 from neobench.results.record import Outcome
 
 VOCAB_SIZE = 32_000
+OPTIONS = ("max_model_tokens",)
+
+
+def limits(_model: str, options: Mapping[str, Any]) -> PromptLimits:
+    return PromptLimits(vocab_size=VOCAB_SIZE, max_model_tokens=options.get("max_model_tokens"))
 
 
 class NullEngine:
     name = "null"
 
     def __init__(self, launch: Launch) -> None:
-        if launch.options:
-            raise EngineError(f"the null engine takes no options, but got {', '.join(launch.options)}")
+        for option in launch.options:
+            if option not in OPTIONS:
+                raise EngineError(f"unknown engine option {option!r}; did you mean {nearest_names(option, OPTIONS)}?")
+        self._max_model_tokens = launch.options.get("max_model_tokens")
+
+    @property
+    def process_id(self) -> int:
+        return os.getpid()
 
     async def start(self) -> None:
         pass
@@ -32,13 +44,10 @@ class NullEngine:
         pass
 
     async def describe(self) -> Mapping[str, Any]:
-        return {"name": self.name, "vocab_size": VOCAB_SIZE, "max_model_tokens": None}
+        return {"name": self.name, "vocab_size": VOCAB_SIZE, "max_model_tokens": self._max_model_tokens}
 
     async def stats(self) -> Mapping[str, int | float]:
         return {}
-
-    def client_recipe(self) -> ClientRecipe | None:
-        return None
 
     async def stop(self) -> None:
         pass

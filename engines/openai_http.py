@@ -1,8 +1,9 @@
-"""Client of an OpenAI-compatible /v1/completions: token ids in, a stream of events out. Knows no server process."""
+"""Client of an OpenAI-compatible server: a prompt in, a stream of events out. Knows no server process."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -21,13 +22,33 @@ CONTROL_TIMEOUT_S = 10.0
 MAX_ERROR_BODY_BYTES = 16_384
 
 
+_PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
 class CompletionsClient:
     """One HTTP session without a limit on connections; a request that must wait for one would be measured wrongly."""
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None = None,
+        *,
+        api: str = "completions",
+        headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        exact_output: bool = True,
+    ) -> None:
+        """`model` is the name in the API; None: the first one that the server lists.
+
+        `exact_output` forces the number of output tokens (ignore_eos); without it the answer may be shorter.
+        """
         self._base_url = base_url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
-        self._served_model = ""
+        self._served_model = model
+        self._api = api
+        self._headers = dict(headers or {})
+        self._extra_body = dict(extra_body or {})
+        self._exact_output = exact_output
 
     async def open(self) -> None:
         """Connect and take the served model's name. Raises EngineError."""
@@ -36,7 +57,10 @@ class CompletionsClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             read_bufsize=READ_BUFFER_BYTES,
+            headers=self._headers,
         )
+        if self._served_model is not None:
+            return
         models = await self.get_json("/v1/models")
         try:
             self._served_model = str(models["data"][0]["id"])
@@ -70,18 +94,8 @@ class CompletionsClient:
 
         Tokens are counted from the usage report at the end, never from events, which may carry several.
         """
-        body = msgspec.json.encode(
-            {
-                "model": self._served_model,
-                "prompt": msgspec.Raw(request.prompt_json),
-                "max_tokens": request.output_tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-        )
-        url = self._base_url + "/v1/completions"
+        body = msgspec.json.encode(self._body(request))
+        url = self._base_url + _PATHS[self._api]
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         try:
             async with self._open_session().post(url, data=body, headers=headers) as response:
@@ -90,6 +104,20 @@ class CompletionsClient:
             return Completion(outcome=Outcome.CONNECTION_ERROR, error=_reason(error))
         except (aiohttp.ClientError, StreamError) as error:
             return Completion(outcome=Outcome.PROTOCOL_ERROR, error=_reason(error))
+
+    def _body(self, request: PromptRequest) -> dict[str, Any]:
+        prompt = msgspec.Raw(request.prompt_json)
+        asked = {"messages": [{"role": "user", "content": prompt}]} if self._api == "chat" else {"prompt": prompt}
+        return {
+            "model": self._served_model,
+            **asked,
+            "max_tokens": request.output_tokens,
+            "temperature": 0,
+            **({"ignore_eos": True} if self._exact_output else {}),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._extra_body,
+        }
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

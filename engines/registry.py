@@ -4,62 +4,129 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from neobench.engines.launch import Launch, nearest_names
+from neobench.engines.entry import EngineEntry
+from neobench.engines.launch import Launch, PromptLimits, nearest_names
 
 if TYPE_CHECKING:
     from neobench.harness.engine import Engine
 
 
-class EngineEntry(NamedTuple):
-    adapter: str
-    """"module:callable"; the callable takes a Launch, with `settings` the engine's name before it and them after."""
-    description: str
-    settings: Mapping[str, Any] = MappingProxyType({})
-    """Of neobench's own engine: its policy, and the options that the name fixes."""
+NEO_OPTIONS = (
+    "model",
+    "device",
+    "device_blocks",
+    "device_memory_fraction",
+    "host_memory",
+    "host_kv_dtype",
+    "dtype",
+    "block_size",
+    "device_threads",
+    "host_threads",
+    "profile",
+    "seed",
+    "max_model_tokens",
+    "max_batch_tokens",
+    "emulate",
+    "sms",
+)
 
 
-_OWN = "neobench.engines.neo:NeoEngine"
-
-
-def _chunked(**fixed: int) -> Mapping[str, Any]:
-    return {"policy": "chunked_prefill", **fixed}
+def _own(description: str, policy: str, **fixed: int) -> EngineEntry:
+    """neobench's own engine with one of its policies, and the options that the name fixes."""
+    return EngineEntry(
+        "neobench.engines.neo:NeoEngine",
+        description,
+        settings={"policy": policy, **fixed},
+        options=NEO_OPTIONS,
+        limits="neobench.engines.neo_limits:limits",
+    )
 
 
 ENGINES: Mapping[str, EngineEntry] = {
-    "neo": EngineEntry(
-        _OWN,
-        "NEO: KV cache and decode attention split between the device and the host CPU",
-        {"policy": "asymmetric_pipeline"},
+    "neo": _own("NEO: KV cache and decode attention split between the device and the host CPU", "asymmetric_pipeline"),
+    "gpu_only": _own("the same engine with everything on the device, prompts whole: the paper's baseline", "gpu_only"),
+    "chunked_prefill": _own(
+        "everything on the device, prompts in chunks within --max-batch-tokens, decodes first", "chunked_prefill"
     ),
-    "gpu_only": EngineEntry(
-        _OWN,
-        "the same engine with everything on the device, prompts whole: the paper's baseline",
-        {"policy": "gpu_only"},
+    "chunked_prefill_256": _own("the same with 256 tokens an iteration", "chunked_prefill", max_batch_tokens=256),
+    "chunked_prefill_512": _own("the same with 512 tokens an iteration", "chunked_prefill", max_batch_tokens=512),
+    "full_offload": _own("all decode attention on the host CPU (FastDecode)", "full_offload"),
+    "openai": EngineEntry(
+        "neobench.engines.openai:OpenAIEngine",
+        "any OpenAI-compatible server or service that is running, at --base-url",
+        options=(
+            "base_url",
+            "api",
+            "header",
+            "api_key_env",
+            "extra_body",
+            "served_model",
+            "exact_output",
+            "prompt",
+            "vocab_size",
+            "max_model_tokens",
+        ),
+        limits="neobench.engines.openai_limits:limits",
     ),
-    "chunked_prefill": EngineEntry(
-        _OWN, "everything on the device, prompts in chunks within --max-batch-tokens, decodes first", _chunked()
-    ),
-    "chunked_prefill_256": EngineEntry(_OWN, "the same with 256 tokens an iteration", _chunked(max_batch_tokens=256)),
-    "chunked_prefill_512": EngineEntry(_OWN, "the same with 512 tokens an iteration", _chunked(max_batch_tokens=512)),
-    "full_offload": EngineEntry(_OWN, "all decode attention on the host CPU (FastDecode)", {"policy": "full_offload"}),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",
+        options=("max_model_tokens",),
+        limits="neobench.engines.null:limits",
     ),
 }
+"""Those that come with neobench."""
+
+
+def find(name: str) -> tuple[EngineEntry, str | None]:
+    """The entry of "name" or "name:argument", and the argument. Raises EngineError for an unknown or a wrong one."""
+    from neobench.harness.engine import EngineError
+
+    base, colon, argument = name.partition(":")
+    entry = ENGINES.get(base) or _plugin_entry(base)
+    if not colon:
+        return entry, None
+    if not entry.argument:
+        raise EngineError(f"{base} takes nothing behind a colon; write {base} instead of {name}")
+    if not argument:
+        raise EngineError(f"{name} ends with its colon; write {base}:{entry.argument}, or {base} alone")
+    return entry, argument
+
+
+def _plugin_entry(name: str) -> EngineEntry:
+    from neobench.engines.plugins import plugin, plugin_names
+    from neobench.harness.engine import EngineError
+
+    found = plugin(name)
+    if found is None:
+        raise EngineError(f"unknown engine {name!r}; did you mean {nearest_names(name, [*ENGINES, *plugin_names()])}?")
+    if found.entry is None:
+        raise EngineError(f"engine {name} of {found.origin} is broken: {found.problem}")
+    return found.entry
 
 
 def create(name: str, launch: Launch) -> Engine:
-    """Raises EngineError for an unknown name or option."""
-    entry = ENGINES.get(name)
-    if entry is None:
-        from neobench.harness.engine import EngineError
+    """`launch.argument` is taken from the name. Raises EngineError for an unknown name or option."""
+    from dataclasses import replace
 
-        raise EngineError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
-    module_name, _, callable_name = entry.adapter.partition(":")
-    make = getattr(importlib.import_module(module_name), callable_name)
+    entry, argument = find(name)
+    make = _imported(entry.adapter)
+    launch = replace(launch, argument=argument)
     engine: Engine = make(name, launch, **entry.settings) if entry.settings else make(launch)
     return engine
+
+
+def prompt_limits(name: str, model: str, options: Mapping[str, Any]) -> PromptLimits:
+    """Of an engine that is to be started with these options. Raises EngineError if they cannot work."""
+    entry, _ = find(name)
+    if not entry.limits:
+        return PromptLimits()
+    limits: PromptLimits = _imported(entry.limits)(model, options, **entry.settings)
+    return limits
+
+
+def _imported(path: str) -> Any:
+    module_name, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module_name), attribute)

@@ -14,8 +14,16 @@ class StreamError(Exception):
     """The stream cannot be understood, or says that the request has failed."""
 
 
+class _Delta(msgspec.Struct):
+    """Of a chat. Some servers stream what a model thinks before it answers under a name of its own."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
 class _Choice(msgspec.Struct):
     text: str = ""
+    delta: _Delta | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
 
@@ -35,7 +43,7 @@ class Usage(msgspec.Struct):
 
 
 class CompletionEvent(msgspec.Struct):
-    """One event of a streamed /v1/completions; fields that nobody here reads are skipped while decoding."""
+    """One event of a streamed completion; fields that nobody here reads are skipped while decoding."""
 
     choices: list[_Choice] = []
     usage: Usage | None = None
@@ -44,7 +52,14 @@ class CompletionEvent(msgspec.Struct):
     @property
     def carries_tokens(self) -> bool:
         """Surely so. A token may have no text (half a character, say), so an end without text is left undecided."""
-        return any(choice.text or choice.token_ids or choice.finish_reason is None for choice in self.choices)
+        return any(_carries_tokens(choice) for choice in self.choices)
+
+
+def _carries_tokens(choice: _Choice) -> bool:
+    if choice.delta is not None:
+        # The first event of a chat names the role alone.
+        return bool(choice.delta.content or choice.delta.reasoning_content or choice.token_ids)
+    return bool(choice.text or choice.token_ids or choice.finish_reason is None)
 
 
 class EventSplitter:

@@ -5,9 +5,12 @@ Each returns int64 [num_requests] of nanoseconds since the start of the schedule
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from neobench.harness.request import PromptRequest
 from neobench.harness.spec import ArrivalSpec
 
 Offsets = npt.NDArray[np.int64]
@@ -54,8 +57,22 @@ def all_at_once(num_requests: int) -> Offsets:
     return np.zeros(num_requests, dtype=np.int64)
 
 
+def trace(arrival_ns: Sequence[int | None], speed: float) -> Offsets:
+    """The recorded arrivals, `speed` times as fast. Raises ValueError when a request has none."""
+    if any(instant is None for instant in arrival_ns):
+        raise ValueError("arrival.kind 'trace' needs requests of a workload that knows when they arrived")
+    return np.rint(np.array(arrival_ns, dtype=np.int64) / speed).astype(np.int64)
+
+
+def offsets_of_ns(arrival: ArrivalSpec, requests: Sequence[PromptRequest], seed: int) -> Offsets:
+    """The schedule of these requests: their own arrivals for kind trace, else drawn. Raises ValueError, see trace()."""
+    if arrival.kind == "trace":
+        return trace([request.arrival_ns for request in requests], arrival.speed or 1.0)
+    return draw_offsets_ns(arrival, len(requests), seed)
+
+
 def draw_offsets_ns(arrival: ArrivalSpec, num_requests: int, seed: int) -> Offsets:
-    """The schedule of a spec; the same seed gives the same one on every machine."""
+    """The schedule of a spec of any kind but trace; the same seed gives the same one on every machine."""
     if arrival.rate is None:
         return all_at_once(num_requests)
     if arrival.end_rate is None:

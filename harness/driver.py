@@ -20,6 +20,7 @@ import numpy.typing as npt
 from neobench.harness.clock import Clock, MonotonicClock
 from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.flight import Counts, Flight
+from neobench.harness.liveness import why_dead
 from neobench.harness.request import PromptRequest
 from neobench.harness.usage import ClientUsage, UsageMeter
 from neobench.results.record import Outcome, RequestRecord
@@ -30,12 +31,10 @@ START_LEAD_NS = 10_000_000
 """Between the decision to start and the start of the schedule, so that the first arrival is not late already."""
 ABORT_GRACE_S = 5.0
 """How long an engine may take to let go of cancelled requests before the run ends without waiting for them."""
-LIVENESS_TIMEOUT_S = 10.0
-"""A liveness check without an answer says that the engine is busy, not that it is dead."""
 
 
 ScheduleStart = Callable[[], Awaitable[int | None]]
-"""Awaited when the warm-up has ended. It may say when the schedule starts, in nanoseconds of the clock; None: at once."""
+"""Awaited when the warm-up has ended. It may say when the schedule starts, by the clock; None: at once."""
 
 
 class Target(Protocol):
@@ -255,14 +254,7 @@ class _Driver:
             await self._check_engine()
 
     async def _check_engine(self) -> None:
-        try:
-            await asyncio.wait_for(self._engine.check_alive(), LIVENESS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            return
-        except EngineError as error:
-            self._engine_error = error
-        except Exception as error:
-            self._engine_error = EngineError(f"cannot tell whether the engine is alive: {error!r}")
+        self._engine_error = await why_dead(self._engine)
         if self._engine_error is not None:
             self._halt.set()
 

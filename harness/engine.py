@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -83,8 +83,13 @@ class Engine(Protocol):
         median, of which a run stores the last.
         """
 
-    def client_recipe(self) -> ClientRecipe | None:
-        """Of an engine that is started. None: it lives in this process, and no other can send it requests."""
-
     async def stop(self) -> None:
         """Free everything. Safe to call twice, and after a failed start."""
+
+
+@runtime_checkable
+class SharedEngine(Protocol):
+    """An Engine that several client processes can drive. One without this lives in the process that measures."""
+
+    def client_recipe(self) -> ClientRecipe:
+        """Of an engine that is started."""

@@ -111,6 +111,8 @@ class Flight:
         if completion.outcome is not Outcome.OK:
             return completion
         wanted, got, seen = self.request.output_tokens, completion.output_tokens, len(self.token_ns)
+        if not self.request.exact_output:
+            return completion if got and seen else _failed(completion, Outcome.SHORT_OUTPUT, "no output token")
         if got < wanted:
             return _failed(completion, Outcome.SHORT_OUTPUT, f"{got} of {wanted} output tokens")
         if got > wanted:

@@ -17,10 +17,15 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     prompt_json: bytes
-    """The token ids as a JSON array."""
+    """The token ids as a JSON array; a JSON string where the engine takes text alone."""
     prompt_tokens: int
+    """Of a text, about this many: what the engine counts is in the record."""
     output_tokens: int
     """Forced by the engine adapter (ignore_eos); any other count is an error of that request."""
+    arrival_ns: int | None = None
+    """In the trace that it was taken from, since the first arrival there; None when its arrival is drawn."""
+    exact_output: bool = True
+    """False: `output_tokens` is what is asked for at most, and a shorter answer is as good."""
 
     @classmethod
     def of(cls, prompt_token_ids: Sequence[int], **fields: Any) -> PromptRequest:

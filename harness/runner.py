@@ -5,27 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from neobench.harness.arrivals import draw_offsets_ns
-from neobench.harness.driver import DriveOptions, drive
+from neobench.harness.arrivals import offsets_of_ns
+from neobench.harness.driver import START_LEAD_NS, DriveOptions, DriveResult, ScheduleStart, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
+from neobench.harness.telemetry.recorder import record_telemetry
+from neobench.harness.workers import SharedLoad, check_shared, drive_in_processes
+from neobench.results.record import RequestRecord
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
+from neobench.results.telemetry import machine_summary, read_telemetry
 
 logger = logging.getLogger(__name__)
 
 SYNC_INTERVAL_S = 5.0
 STATS_TIMEOUT_S = 10.0
+CLIENTS_LEAD = 10
+"""So many times START_LEAD_NS, for several processes to learn when the schedule starts."""
 
 _T = TypeVar("_T")
 
@@ -63,10 +69,14 @@ async def run_one(
     warmup: Sequence[PromptRequest] = (),
     workload: Mapping[str, Any] | None = None,
     options: DriveOptions | None = None,
+    telemetry_interval_s: float = 0.0,
+    watch: Callable[[RequestRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Drive `requests` through an engine that is started, into a new run folder at `path`; returns its summary.json.
 
-    An engine serves one run after another. `workload` is what is known of the requests, for run.json.
+    An engine serves one run after another. `workload` is what is known of the requests, for run.json. `watch` is called
+    with each record once it is stored; with `options.stop` it can end the run early. 0 as `telemetry_interval_s`
+    samples nothing beside the run; its instants are perf_counter's, as the real clock's are.
     A stopped run returns its (invalid) summary. Raises EngineError when the engine died, after everything measured
     has been stored with a summary, and StoreError when the folder cannot be written.
     """
@@ -75,11 +85,13 @@ async def run_one(
             f"the spec asks for {spec.num_requests} requests and {spec.num_warmup} of warm-up, "
             f"given are {len(requests)} and {len(warmup)}"
         )
+    if spec.client_processes > 1:
+        check_shared(engine, spec.client_processes)
     info = RunInfo(
         spec=msgspec.to_builtins(spec),
         spec_hash=spec_hash(spec),
         num_requests=spec.num_requests,
-        request_rate=spec.arrival.rate,
+        request_rate=_asked_rate(spec, requests),
         provenance=context.provenance(),
         fingerprint=context.fingerprint,
         engine=dict(await engine.describe()),
@@ -88,9 +100,27 @@ async def run_one(
     folder = RunFolder.create(path)
     try:
         folder.write_run(info)
-        return await _measure(spec, requests, engine, folder, info=info, warmup=warmup, options=options)
+        return await _measure(
+            spec,
+            requests,
+            engine,
+            folder,
+            info=info,
+            warmup=warmup,
+            options=options or DriveOptions(),
+            telemetry_interval_s=telemetry_interval_s,
+            watch=watch,
+        )
     finally:
         folder.close()
+
+
+def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:
+    """Requests per second; of a trace on average, from its first arrival to its last."""
+    if spec.arrival.kind != "trace":
+        return spec.arrival.rate
+    span_ns = int(offsets_of_ns(spec.arrival, requests, seed=0)[-1])
+    return (len(requests) - 1) * 1e9 / span_ns if span_ns else None
 
 
 async def _measure(
@@ -101,28 +131,27 @@ async def _measure(
     *,
     info: RunInfo,
     warmup: Sequence[PromptRequest],
-    options: DriveOptions | None,
+    options: DriveOptions,
+    telemetry_interval_s: float,
+    watch: Callable[[RequestRecord], None] | None,
 ) -> dict[str, Any]:
-    offsets_ns = draw_offsets_ns(spec.arrival, spec.num_requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
-    async with _synced(folder):
-        result = await drive(
-            requests,
-            offsets_ns,
-            engine,
-            folder.append,
-            timeout_s=spec.timeout_s,
-            concurrency=spec.arrival.concurrency,
-            closed_loop=spec.arrival.kind == "closed",
-            warmup=warmup,
-            on_schedule_start=counters.start,
-            options=options,
-        )
+    async with synced(folder), record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
+
+        async def start_schedule() -> int:
+            await counters.start()
+            origin_ns = options.clock.now_ns() + START_LEAD_NS * (1 if spec.client_processes == 1 else CLIENTS_LEAD)
+            if recorder is not None:
+                recorder.start(origin_ns)
+            return origin_ns
+
+        result = await _drive(spec, requests, engine, folder, warmup, start_schedule, options, watch)
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
     summary = build_summary(
         info,
         folder.columns,
         engine_stats=await counters.difference(),
+        machine=machine_summary(read_telemetry(folder.path)),
         incidents=[*incidents, *result.incidents],
         client=None if result.usage is None else result.usage.facts(),
     )
@@ -130,6 +159,49 @@ async def _measure(
     if result.engine_error is not None:
         raise result.engine_error
     return summary
+
+
+async def _drive(
+    spec: RunSpec,
+    requests: Sequence[PromptRequest],
+    engine: Engine,
+    folder: RunFolder,
+    warmup: Sequence[PromptRequest],
+    start_schedule: ScheduleStart,
+    options: DriveOptions,
+    watch: Callable[[RequestRecord], None] | None,
+) -> DriveResult:
+    """From this process, or from several."""
+
+    def keep(record: RequestRecord) -> None:
+        folder.append(record)
+        if watch is not None:
+            watch(record)
+
+    load = SharedLoad(
+        requests=requests,
+        offsets_ns=offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals),
+        warmup=warmup,
+        timeout_s=spec.timeout_s,
+        concurrency=spec.arrival.concurrency,
+        closed_loop=spec.arrival.kind == "closed",
+    )
+    if spec.client_processes > 1:
+        return await drive_in_processes(
+            load, engine, folder, spec.client_processes, on_schedule_start=start_schedule, options=options, watch=watch
+        )
+    return await drive(
+        requests,
+        load.offsets_ns,
+        engine,
+        keep,
+        timeout_s=load.timeout_s,
+        concurrency=load.concurrency,
+        closed_loop=load.closed_loop,
+        warmup=warmup,
+        on_schedule_start=start_schedule,
+        options=options,
+    )
 
 
 class _EngineCounters:
@@ -158,16 +230,20 @@ class _EngineCounters:
             return None
 
 
+class Syncable(Protocol):
+    def sync(self) -> None: ...
+
+
 @asynccontextmanager
-async def _synced(folder: RunFolder) -> AsyncIterator[None]:
+async def synced(log: Syncable) -> AsyncIterator[None]:
     """fsync now and then, in a thread: it may take long, and the loop must not wait for a disk."""
 
     async def sync_forever() -> None:
         while True:
             await asyncio.sleep(SYNC_INTERVAL_S)
-            # The folder remembers a failure and raises it at the next record, which ends the run.
+            # The log remembers a failure and raises it at the next record, which ends the run.
             with suppress(StoreError):
-                await asyncio.to_thread(folder.sync)
+                await asyncio.to_thread(log.sync)
 
     syncing = asyncio.create_task(sync_forever())
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "closed"]
+ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "closed", "trace"]
 RATED_KINDS = ("poisson", "constant", "gamma")
 
 
@@ -32,8 +32,20 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
     name: str
     options: dict[str, Any] = {}
     length_seed: int | None = None
-    """None: derived from RunSpec.seed, as `prompt_seed` is."""
+    """None: derived from RunSpec.seed, as the other seeds are."""
     prompt_seed: int | None = None
+    order_seed: int | None = None
+    prefix_groups: int | None = None
+    """So many shared prefixes of `prefix_tokens`; each prompt begins with one, in front of its own length."""
+    prefix_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prefix_groups is None) != (self.prefix_tokens is None):
+            raise SpecError("workload.prefix_groups and workload.prefix_tokens go together")
+        for name in ("prefix_groups", "prefix_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"workload.{name} must be at least 1, not {value}")
 
 
 class ArrivalSpec(_Spec, frozen=True, kw_only=True):
@@ -45,6 +57,8 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     """With it the rate changes linearly in time, from `rate` at the first arrival to this one at the last."""
     burstiness: float | None = None
     """Of kind gamma: the shape of its gaps. 1 is Poisson, less is burstier; gaps vary by 1 / sqrt(burstiness)."""
+    speed: float | None = None
+    """Of kind trace: so many times faster than the requests of the workload came; None is 1."""
     concurrency: int | None = None
     """At most this many requests are in flight; what arrives beyond it waits in the client, which is recorded."""
     seed: int | None = None
@@ -56,6 +70,11 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
             raise SpecError(
                 f"arrival.burstiness must be a positive number for kind 'gamma' and left out for others, "
                 f"not {self.burstiness} for kind {self.kind!r}"
+            )
+        if self.speed is not None and (self.kind != "trace" or not _positive_or_none(self.speed)):
+            raise SpecError(
+                f"arrival.speed must be a positive number for kind 'trace' and left out for others, "
+                f"not {self.speed} for kind {self.kind!r}"
             )
         if self.concurrency is not None and self.concurrency < 1:
             raise SpecError(f"arrival.concurrency must be at least 1, not {self.concurrency}")
@@ -88,6 +107,7 @@ class Seeds(_Spec, frozen=True, kw_only=True):
     lengths: int
     prompts: int
     arrivals: int
+    order: int
 
 
 class RunSpec(_Spec, frozen=True, kw_only=True):
@@ -101,6 +121,8 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 600.0
     """From the moment a request is issued; then it is aborted and recorded as a timeout."""
+    exact_output: bool = True
+    """False: outputs may be shorter than asked for, as services without ignore_eos make them."""
     client_processes: int = 1
     """That send the requests; request i is sent by process i modulo this number. 1: the process that measures."""
 
@@ -128,16 +150,17 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             )
 
     def seeds(self) -> Seeds:
-        """Those given, else children 0 to 2 of numpy's SeedSequence(seed), in the order of Seeds."""
+        """Those given, else children 0 to 3 of numpy's SeedSequence(seed), in the order of Seeds."""
         import numpy as np
 
-        lengths, prompts, arrivals = (
-            int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(self.seed).spawn(3)
+        lengths, prompts, arrivals, order = (
+            int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(self.seed).spawn(4)
         )
         return Seeds(
             lengths=lengths if self.workload.length_seed is None else self.workload.length_seed,
             prompts=prompts if self.workload.prompt_seed is None else self.workload.prompt_seed,
             arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
+            order=order if self.workload.order_seed is None else self.workload.order_seed,
         )
 
 

@@ -303,7 +303,8 @@ class NeoEngine:
 
     def stats(self) -> dict[str, int | float]:
         """Counters (see EngineStats), the gauges num_waiting, num_running, device_blocks_used, host_blocks_used, and as
-        floats, which rise and fall, the correction factors and the relative errors of the last iterations' predictions.
+        floats, which rise and fall, the correction factors, the relative errors of the last iterations' predictions,
+        the requests with and without KV, and the used share of each tier's blocks (0 for a tier without blocks).
         """
         kv = self._tables.view()
         running = sum(request_id in self._tables for request_id in list(self._requests))
@@ -312,6 +313,10 @@ class NeoEngine:
             **{f"correction_{kind}": factor for kind, factor in asdict(self._costs.correction).items()},
             "prediction_error_median": self._errors.percentile(50),
             "prediction_error_p95": self._errors.percentile(95),
+            "running_requests": float(running),
+            "waiting_requests": float(len(self._requests) - running),
+            "device_kv_used_fraction": 1 - kv.device_free / kv.device_total if kv.device_total else 0.0,
+            "host_kv_used_fraction": 1 - kv.host_free / kv.host_total if kv.host_total else 0.0,
             "num_running": running,
             "num_waiting": len(self._requests) - running,
             "device_blocks_used": kv.device_total - kv.device_free,

@@ -65,7 +65,7 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
         axes.set_ylabel("Average per-token latency (s)")
         if drawn:
             axes.legend()
-        _write_caption(figure, _caption(runs, latency_cap_s))
+        write_caption(figure, _caption(runs, latency_cap_s))
     return figure
 
 
@@ -193,6 +193,7 @@ def _rate(run: ReportRun) -> str:
     return "inf" if run.request_rate is None else f"{run.request_rate:g}"
 
 
-def _write_caption(figure: Figure, lines: Sequence[str]) -> None:
+def write_caption(figure: Figure, lines: Sequence[str]) -> None:
+    """Below the figure, small, in full lines."""
     wrapped = "\n".join(textwrap.fill(line, CAPTION_CHARACTERS_A_LINE) for line in lines)
     figure.supxlabel(wrapped, fontsize=CAPTION_POINTS, color="0.25")

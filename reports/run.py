@@ -13,7 +13,7 @@ class ReportRun:
     workload: str
     model: str
     request_rate: float | None
-    """Requests per second; None: all at once."""
+    """Requests per second, of a trace on average; None: all at once."""
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
@@ -26,7 +26,7 @@ class ReportRun:
             engine=spec["engine"]["name"],
             workload=spec["workload"]["name"],
             model=spec["model"],
-            request_rate=spec["arrival"].get("rate"),
+            request_rate=run["request_rate"],
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
         )
@@ -39,6 +39,11 @@ class ReportRun:
     def reasons(self) -> list[str]:
         """Why the run is invalid, a sentence each."""
         return list(self.summary["validity"]["reasons"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to read with care in a run that may be valid, a sentence each."""
+        return list(self.summary["validity"].get("warnings", ()))
 
     @property
     def provenance_kind(self) -> str:

@@ -10,6 +10,7 @@ import matplotlib as mpl
 
 FIGURE_SIZE_INCHES = (4.0, 3.0)
 CAPTION_POINTS = 5.5
+INVALID_COLOR = "#B00020"
 CAPTION_CHARACTERS_A_LINE = 92
 
 _RC_PARAMS: dict[Any, Any] = {

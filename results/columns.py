@@ -28,6 +28,7 @@ _OPTIONAL = (
     "http_status",
     "reported_prompt_tokens",
     "cached_tokens",
+    "client",
 )
 _ABSENT = -(2**63)
 """Stands for None inside the integer columns only; it never leaves this module."""
@@ -73,6 +74,12 @@ class RecordColumns:
         """[num_requests] of a field that is never None."""
         assert name in _REQUIRED, name
         return np.array(self._integers[name], dtype=np.int64)
+
+    def optional_integers(self, name: str, *, absent: int) -> Int64Array:
+        """[num_requests] of a field that may be None, with `absent` in its place."""
+        assert name in _OPTIONAL, name
+        values = np.array(self._integers[name], dtype=np.int64)
+        return np.where(values == _ABSENT, absent, values)
 
     @property
     def retry_after_s(self) -> Float64Array:

@@ -22,7 +22,7 @@ def judge(metrics: Mapping[str, Any], incidents: Sequence[str] = ()) -> dict[str
 
     `incidents` are sentences about what went wrong outside any single request (the engine died, the run was killed).
     """
-    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *_client_lag(metrics), *_saturation(metrics)]
+    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *client_limits(metrics), *_saturation(metrics)]
     return {"valid": not reasons, "reasons": reasons}
 
 
@@ -42,22 +42,24 @@ def _interruption(metrics: Mapping[str, Any]) -> list[str]:
 
 def _failures(metrics: Mapping[str, Any]) -> list[str]:
     num_prompts = metrics["num_prompts"]
-    if not metrics["completed"]:
-        return [f"Nothing completed: 0 of {num_prompts} requests returned what was asked for."]
     failures = {
         outcome: count
         for outcome, count in metrics["outcomes"].items()
         if count and outcome not in (Outcome.OK.value, Outcome.INTERRUPTED.value)
     }
     num_failed = sum(failures.values())
+    kinds = ", ".join(f"{count} {outcome}" for outcome, count in failures.items())
+    if not metrics["completed"]:
+        reason = f"Nothing completed: 0 of {num_prompts} requests returned what was asked for"
+        return [f"{reason} ({kinds})." if kinds else f"{reason}."]
     if num_failed <= MAX_FAILED_SHARE * num_prompts:
         return []
-    kinds = ", ".join(f"{count} {outcome}" for outcome, count in failures.items())
     share = f"{num_failed} of {num_prompts} requests failed ({num_failed / num_prompts:.1%}; {kinds})"
     return [f"{share}; the limit is {MAX_FAILED_SHARE:.0%}, beyond which no p99 exists."]
 
 
-def _client_lag(metrics: Mapping[str, Any]) -> list[str]:
+def client_limits(metrics: Mapping[str, Any]) -> list[str]:
+    """Why the load was not what the schedule says: limits of the client, of which the engine knows nothing."""
     reasons = []
     limit_ms = lag_limit_ms(metrics)
     lag_p99_ms = metrics["lag_p99_ms"]

@@ -5,6 +5,12 @@ The table that ships as workloads/tables/carperai.json was made from the 2,000 r
 
     python tools/derive_length_table.py osc_llama2_7b_lengths.json -o workloads/tables/carperai.json --name carperai \
         --source "..." --licence Apache-2.0 --tokenizer Llama-2-7B --date 2026-11-21
+
+Those of azure-code and azure-conv were made from the Azure LLM inference traces of 2023 (Azure/AzurePublicDataset,
+CC-BY-4.0):
+
+    python tools/derive_length_table.py AzureLLMInferenceTrace_code.csv -o workloads/tables/azure-code.json \
+        --name azure-code --source "..." --licence CC-BY-4.0 --tokenizer unknown --date 2026-11-26 --long-tail
 """
 
 from __future__ import annotations
@@ -16,7 +22,13 @@ from pathlib import Path
 import msgspec
 
 from neobench.workloads.length_files import read_lengths
-from neobench.workloads.lengths import OUTPUT_LEVELS, PROMPT_LEVELS, LengthTable, derive_quantiles
+from neobench.workloads.lengths import (
+    LONG_TAIL_OUTPUT_LEVELS,
+    OUTPUT_LEVELS,
+    PROMPT_LEVELS,
+    LengthTable,
+    derive_quantiles,
+)
 
 
 def main() -> None:
@@ -25,9 +37,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     for option in ("--name", "--source", "--licence", "--tokenizer", "--date"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--long-tail", action="store_true", help="more levels in the longest percent of outputs")
     arguments = parser.parse_args()
+    output_levels = LONG_TAIL_OUTPUT_LEVELS if arguments.long_tail else OUTPUT_LEVELS
     prompt_tokens, output_tokens = read_lengths(arguments.file)
-    prompt_quantiles, output_quantiles = derive_quantiles(prompt_tokens, output_tokens)
+    prompt_quantiles, output_quantiles = derive_quantiles(prompt_tokens, output_tokens, output_levels)
     table = LengthTable(
         name=arguments.name,
         source=arguments.source,
@@ -39,7 +53,7 @@ def main() -> None:
         mean_output_tokens=round(float(output_tokens.mean()), 3),
         prompt_levels=list(PROMPT_LEVELS),
         prompt_quantiles=prompt_quantiles,
-        output_levels=list(OUTPUT_LEVELS),
+        output_levels=list(output_levels),
         output_quantiles=output_quantiles,
     )
     text = _one_row_a_line(table)

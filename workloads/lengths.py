@@ -17,6 +17,8 @@ PROMPT_RANK_BINS = 16
 # Closer together at both ends, where lengths are few and far apart.
 PROMPT_LEVELS = (0.0, 0.001, 0.003, 0.006, 0.01, *(step / 64 for step in range(1, 64)), 0.99, 0.994, 0.997, 0.999, 1.0)
 OUTPUT_LEVELS = (0.0, 0.01, *(step / 32 for step in range(1, 32)), 0.99, 1.0)
+LONG_TAIL_OUTPUT_LEVELS = (*OUTPUT_LEVELS[:-2], 0.98, 0.985, 0.99, 0.9925, 0.995, 0.997, 0.998, 0.999, 1.0)
+"""For outputs whose longest percent is many times longer than the rest, and thousands of rows to see it in."""
 
 
 class LengthTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,14 +77,16 @@ def load_table(path: Path) -> LengthTable:
         raise WorkloadError(f"cannot read the length table {path}: {error}") from error
 
 
-def derive_quantiles(prompt_tokens: TokenCounts, output_tokens: TokenCounts) -> tuple[list[float], list[list[float]]]:
+def derive_quantiles(
+    prompt_tokens: TokenCounts, output_tokens: TokenCounts, output_levels: Sequence[float] = OUTPUT_LEVELS
+) -> tuple[list[float], list[list[float]]]:
     """The prompt_quantiles and output_quantiles of a LengthTable, rounded to 0.01 token.
 
     Needs at least one request a bin; ties in prompt length are ranked by their order in the data.
     """
     assert len(prompt_tokens) == len(output_tokens) >= PROMPT_RANK_BINS
     by_prompt = np.argsort(prompt_tokens, kind="stable")
-    rows = [_quantiles(row, OUTPUT_LEVELS) for row in np.array_split(output_tokens[by_prompt], PROMPT_RANK_BINS)]
+    rows = [_quantiles(row, output_levels) for row in np.array_split(output_tokens[by_prompt], PROMPT_RANK_BINS)]
     return _quantiles(prompt_tokens, PROMPT_LEVELS), rows
 
 

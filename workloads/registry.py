@@ -22,9 +22,32 @@ WORKLOADS: Mapping[str, WorkloadEntry] = {
         "neobench.workloads.carperai:create",
         "summarization requests, about 373 tokens in and 45 out; lengths ship with the package",
     ),
+    "azure-code": WorkloadEntry(
+        "neobench.workloads.azure:create_code",
+        "code completion in Azure in 2023, about 2,048 tokens in and 28 out; lengths ship with the package",
+    ),
+    "azure-conv": WorkloadEntry(
+        "neobench.workloads.azure:create_conv",
+        "conversations in Azure in 2023, about 1,155 tokens in and 211 out; lengths ship with the package",
+    ),
+    "hf": WorkloadEntry(
+        "neobench.workloads.hf:create",
+        "hf:DATASET has the lengths of a dataset of the hub, a folder or a file (options prompt_column, output_column, "
+        "split, config; tokenizer for texts)",
+    ),
+    "sharegpt": WorkloadEntry(
+        "neobench.workloads.sharegpt:create",
+        "sharegpt:FILE has the first question and answer of each conversation in ShareGPT's JSON (option tokenizer)",
+    ),
     "synthetic": WorkloadEntry(
         "neobench.workloads.synthetic:create",
-        "synthetic:IN,OUT draws lengths uniformly within 10 % of IN prompt and OUT output tokens",
+        "synthetic:IN,OUT draws lengths uniformly within 10 % of IN and OUT; synthetic:fixed:IN,OUT exactly; "
+        "synthetic:lognormal:IN,OUT with these means (option sigma); synthetic:zipf:IN,OUT up to these (exponent)",
+    ),
+    "trace": WorkloadEntry(
+        "neobench.workloads.trace:create",
+        "trace:FILE has the lengths of a CSV, JSONL or JSON file (Mooncake, BurstGPT, Azure, vLLM column names); "
+        "with --arrival trace its times too",
     ),
 }
 

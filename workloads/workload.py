@@ -1,8 +1,9 @@
-"""What every workload offers: lengths to draw, and the facts about where they come from. No prompts, no arrivals."""
+"""What every workload offers: lengths to draw, and the facts about where they come from. No prompts, no schedules."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,3 +26,27 @@ class Workload(Protocol):
 
     def longest_request_tokens(self) -> int | None:
         """Prompt plus output of the longest request that can be drawn; None when only a draw can tell."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The first requests of a trace in the order of their arrival, each array int64 [num_requests]."""
+
+    prompt_tokens: TokenCounts
+    output_tokens: TokenCounts
+    arrival_ns: npt.NDArray[np.int64]
+    """Since the first arrival of the trace; never decreasing."""
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """A workload that may know when its requests arrived."""
+
+    def replay(self, num_requests: int) -> Replay:
+        """Raises WorkloadError when it does not, or has fewer requests."""
+
+
+def draw_rows(num_rows: int, num_requests: int, rng: np.random.Generator) -> TokenCounts:
+    """Row numbers [num_requests], none twice until all were drawn once, then all over again."""
+    rounds = max(1, -(-num_requests // num_rows))
+    return np.concatenate([rng.permutation(num_rows) for _ in range(rounds)])[:num_requests]

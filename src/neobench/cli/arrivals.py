@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from neobench.cli.options import rates
 
 if TYPE_CHECKING:
+    from neobench.harness.request import PromptRequest
     from neobench.harness.spec import ArrivalSpec
 
-KINDS = ("poisson", "constant", "gamma")
+KINDS = ("poisson", "constant", "gamma", "trace")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -20,7 +24,15 @@ _OPTIONS = (
         type=click.Choice(KINDS),
         default="poisson",
         show_default=True,
-        help="Gaps between requests: exponential, all alike, or gamma with --burstiness.",
+        help="Gaps between requests: exponential, all alike, gamma with --burstiness, or as recorded in a trace.",
+    ),
+    click.option(
+        "--speed",
+        "speeds",
+        type=rates,
+        metavar="SPEEDS",
+        show_default="1",
+        help="With --arrival trace, instead of --rate: so many times as fast; several, comma-separated, make a curve.",
     ),
     click.option(
         "--burstiness",
@@ -37,6 +49,7 @@ _OPTIONS = (
         type=click.IntRange(1),
         help="Most requests in flight; what arrives beyond it waits in the client, and its latency counts that wait.",
     ),
+    click.option("--arrival-seed", type=click.IntRange(0), show_default="from --seed", help="Of the gaps drawn."),
 )
 
 
@@ -46,11 +59,39 @@ def arrival_options(command: _Command) -> _Command:
     return command
 
 
-def arrival_spec(rate: float, **options: Any) -> ArrivalSpec:
-    """Raises click.UsageError with the spec's own sentence for options that do not go together."""
+def arrival_specs(rates: Sequence[float], options: dict[str, Any]) -> dict[float, ArrivalSpec]:
+    """The arrivals of each rate, or of each speed of a trace; takes what arrival_options added out of `options`.
+
+    Raises click.UsageError with the spec's own sentence for options that do not go together.
+    """
     from neobench.harness.spec import ArrivalSpec, SpecError
 
+    speeds = options.pop("speeds")
+    common = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
+    common["seed"] = options.pop("arrival_seed")
     try:
-        return ArrivalSpec(rate=rate, **options)
+        if common["kind"] != "trace":
+            if speeds is not None:
+                raise click.UsageError("--speed goes with --arrival trace; other arrivals have a --rate")
+            return {rate: ArrivalSpec(rate=rate, **common) for rate in rates}
+        if click.get_current_context().get_parameter_source("rates") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--arrival trace has the rate of its trace; use --speed instead of --rate")
+        return {speed: ArrivalSpec(speed=speed, **common) for speed in speeds or (1.0,)}
     except SpecError as error:
         raise click.UsageError(str(error)) from None
+
+
+def load_slug(arrival: ArrivalSpec) -> str:
+    """Of folder names."""
+    return f"rate-{arrival.rate:g}" if arrival.rate is not None else f"speed-{arrival.speed:g}"
+
+
+def load_label(arrival: ArrivalSpec) -> str:
+    return f"{arrival.rate:g} req/s" if arrival.rate is not None else f"{arrival.speed:g} x its trace"
+
+
+def expected_span_s(arrival: ArrivalSpec, requests: Sequence[PromptRequest]) -> float:
+    """From the start of the schedule to the last arrival: exact for a trace, else on average over seeds."""
+    if arrival.kind == "trace":
+        return (requests[-1].arrival_ns or 0) / 1e9 / (arrival.speed or 1.0)
+    return arrival.expected_span_s(len(requests))

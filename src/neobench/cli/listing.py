@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from neobench.engines.entry import EngineEntry
 
 
 @click.command("list")
 @click.argument("what", type=click.Choice(["engines", "workloads", "models"]))
 def list_(what: str) -> None:
-    """List the engines, workloads or models that have a name."""
+    """List the engines, workloads or models that have a name.
+
+    Engines of other packages name theirs; one that cannot be loaded is shown with the reason.
+    """
     for name, description in _rows(what):
-        click.echo(f"{name:<21}{description}")
+        lines = click.wrap_text(description, width=99).splitlines()
+        click.echo("\n".join(f"{name if not index else '':<21}{line}" for index, line in enumerate(lines)))
 
 
 def _rows(what: str) -> list[tuple[str, str]]:
     if what == "engines":
-        from neobench.engines.registry import ENGINES
-
-        return [(name, entry.description) for name, entry in ENGINES.items()]
+        return _engine_rows()
     if what == "workloads":
         from neobench.workloads.registry import WORKLOADS
 
@@ -34,3 +41,22 @@ def _rows(what: str) -> list[tuple[str, str]]:
         attention = f"{shape.num_query_heads}/{shape.num_kv_heads} heads of {shape.head_dim}"
         rows.append((name, f"{size} parameters, {shape.num_layers} layers, {attention}, random weights"))
     return rows
+
+
+def _engine_rows() -> list[tuple[str, str]]:
+    from neobench.engines.plugins import plugins
+    from neobench.engines.registry import ENGINES
+
+    rows = [(_with_argument(name, entry), entry.description) for name, entry in ENGINES.items()]
+    for found in plugins():
+        if found.name in ENGINES:
+            rows.append((found.name, f"BROKEN: neobench has an engine of that name ({found.origin})"))
+        elif found.entry is None:
+            rows.append((found.name, f"BROKEN: {found.problem} ({found.origin})"))
+        else:
+            rows.append((_with_argument(found.name, found.entry), f"{found.entry.description} ({found.origin})"))
+    return rows
+
+
+def _with_argument(name: str, entry: EngineEntry) -> str:
+    return f"{name}[:{entry.argument}]" if entry.argument else name

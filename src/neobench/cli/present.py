@@ -15,7 +15,10 @@ _POOR_PREDICTION = 0.35
 
 
 def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
-    """Table on stdout and as table.md, load-latency.{png,pdf,svg,csv} for two runs and more, paths on stderr."""
+    """Table on stdout and as table.md, paths on stderr.
+
+    Figures: load-latency.{png,pdf,svg,csv} for two runs and more, telemetry.{png,pdf,svg} in each run's own folder.
+    """
     from neobench.reports.tables import runs_markdown, runs_table
 
     runs = [_read(path) for path in run_paths]
@@ -24,6 +27,9 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
         from rich.console import Console
 
         Console().print(runs_table(runs))
+    from neobench.reports.telemetry import save_telemetry
+
+    panels = [saved[0] for run, path in zip(runs, run_paths, strict=True) if (saved := save_telemetry(run, path))]
     if len(runs) > 1:
         from neobench.reports.figures import save_load_latency
 
@@ -31,7 +37,11 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     if not quiet:
         for run in runs:
             _warn_of_poor_predictions(run)
+            for warning in run.warnings:
+                click.echo(f"Warning: {run.engine}: {warning}", err=True)
         click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
+        for panel in panels:
+            click.echo(f"Machine and engine over time: {panel}", err=True)
 
 
 def _warn_of_poor_predictions(run: ReportRun) -> None:

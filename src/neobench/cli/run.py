@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from neobench.cli.arrivals import arrival_options, arrival_spec
+from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
+from neobench.cli.engine_choice import check_engines, extra_options, given_options
+from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.telemetry import telemetry_options
+from neobench.cli.workload_options import pop_workload, workload_options
 
 EXIT_ERROR = 1
 EXIT_INVALID = 4
@@ -27,18 +30,9 @@ EXIT_INVALID = 4
     metavar="NAMES",
     default="neo",
     show_default=True,
-    help="One or several, comma-separated.",
+    help="One or several, comma-separated; see `neobench list engines`.",
 )
-@click.option("--workload", default="carperai", show_default=True, help="See `neobench list workloads`.")
-@click.option(
-    "--workload-file",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Lengths from a local file instead of the shipped table.",
-)
-@click.option(
-    "--workload-tokenizer",
-    help="Count the real dataset's lengths with this tokenizer.json or hub model ([data] extra).",
-)
+@workload_options
 @click.option(
     "--rate",
     "rates",
@@ -60,7 +54,11 @@ EXIT_INVALID = 4
     help="Requests before each schedule starts; not in the figures.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of lengths, prompts, arrivals and weights."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of weights, and of lengths, order, prompts and arrivals unless they have a seed of their own.",
 )
 @click.option(
     "--timeout",
@@ -79,7 +77,10 @@ EXIT_INVALID = 4
     "--json", "as_json", is_flag=True, help="Print summary.json alone on stdout (a list of them for several runs)."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
+@telemetry_options
 @engine_options
+@openai_options
+@extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.
 
@@ -92,25 +93,11 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
+    neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
-    common = {
-        name: options.pop(name)
-        for name in ("engines", "rates", "workload", "num_requests", "num_warmup", "seed", "timeout_s")
-    }
-    arrival = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
-    _check_engines(common["engines"])
-    sources = {name: options.pop(f"workload_{name}") for name in ("file", "tokenizer")}
-    session = Session(
-        **common,
-        arrivals={rate: arrival_spec(rate, **arrival) for rate in common["rates"]},
-        workload_options={name: value for name, value in sources.items() if value is not None},
-        model=options.pop("model"),
-        engine_options={name: value for name, value in options.items() if value is not None},
-        folder=output or default_folder(common["workload"]),
-        quiet=as_json,
-    )
+    session = session_of(options, output, quiet=as_json)
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
@@ -122,13 +109,33 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     _finish(session, as_json=as_json)
 
 
-def _check_engines(chosen: Sequence[str]) -> None:
-    from neobench.engines.launch import nearest_names
-    from neobench.engines.registry import ENGINES
+def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> Session:
+    """From the options of `run` but --output, --json and --dry-run. Raises click.UsageError."""
+    options = dict(options)
+    extra = options.pop("extra")
+    arrivals = arrival_specs(options.pop("rates"), options)
+    common = {
+        name: options.pop(name)
+        for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s", "telemetry_interval_s")
+    }
+    common |= pop_workload(options)
+    session = Session(
+        **common,
+        rates=tuple(arrivals),
+        arrivals=arrivals,
+        model=options.pop("model"),
+        engine_options=given_options(options, extra),
+        folder=folder or default_folder(common["workload"]),
+        quiet=quiet,
+    )
+    check_engines(session.engines, session.engine_options)
+    return session
 
-    for name in chosen:
-        if name not in ENGINES:
-            raise click.UsageError(f"unknown engine {name!r}; did you mean {nearest_names(name, ENGINES)}?")
+
+def shared_options(*left_out: str) -> list[click.Parameter]:
+    """Those of `run`, for commands that measure as it does; the ones that only make sense for a single pass are out."""
+    own = {"output", "as_json", "dry_run", *left_out}
+    return [option for option in run.params if option.name not in own]
 
 
 def default_folder(workload: str) -> Path:
@@ -144,22 +151,21 @@ def default_folder(workload: str) -> Path:
 def _show_plan(session: Session, *, as_json: bool) -> None:
     import msgspec
 
-    facts = draw_prompts(session, session.rates[0]).facts
-    specs = [
-        msgspec.to_builtins(run_spec(session, engine, rate)) for engine in session.engines for rate in session.rates
-    ]
+    prompts = draw_prompts(session, session.rates[0])
+    specs = [run_spec(session, engine, rate) for engine in session.engines for rate in session.rates]
     if as_json:
-        click.echo(json.dumps({"runs": specs, "workload": facts, "output": str(session.folder)}, indent=2))
+        plan = {"runs": msgspec.to_builtins(specs), "workload": prompts.facts, "output": str(session.folder)}
+        click.echo(json.dumps(plan, indent=2))
         return
     arrivals_s = len(session.engines) * sum(
-        session.arrivals[rate].expected_span_s(session.num_requests) for rate in session.rates
+        expected_span_s(arrival, prompts.requests) for arrival in session.arrivals.values()
     )
     for spec in specs:
         click.echo(
-            f"{spec['engine']['name']:<10} {spec['workload']['name']} on {spec['model']}: "
-            f"{spec['num_requests']} requests at {spec['arrival']['rate']:g}/s"
+            f"{spec.engine.name:<10} {spec.workload.name} on {spec.model}: "
+            f"{spec.num_requests} requests at {load_label(spec.arrival)}"
         )
-    click.echo(json.dumps(facts, indent=2))
+    click.echo(json.dumps(prompts.facts, indent=2))
     click.echo(f"Arrivals alone take {arrivals_s:.0f} s. Results would go to {session.folder}.")
 
 
@@ -168,12 +174,14 @@ def _finish(session: Session, *, as_json: bool) -> None:
     finished = [path for path in session.run_paths if (path / "summary.json").exists()]
     summaries = [json.loads((path / "summary.json").read_text()) for path in finished]
     if summaries:
+        from neobench.cli.failures import show_failures
         from neobench.cli.present import present
 
         if as_json:
             wants_one = len(session.engines) * len(session.rates) == 1
             click.echo(json.dumps(summaries[0] if wants_one else summaries, indent=2))
         present(finished, session.folder, quiet=as_json)
+        show_failures([path for path, summary in zip(finished, summaries, strict=True) if summary["failed"]])
     if session.errors:
         sys.exit(EXIT_ERROR)
     if session.interrupted or not all(summary["validity"]["valid"] for summary in summaries):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neobench.cli import main
-from neobench.cli.session import policy_of
+from neobench.cli.session import provenance_kind
 from neobench.engines.registry import ENGINES
 from neobench.neo_engine.scheduler.policy import POLICIES
 
@@ -28,7 +28,8 @@ def run_null(folder: Path, *arguments: str) -> Result:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("run", "serve", "profile", "bench-cpu"))]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("run", "search", "sweep", "serve", "profile", "bench-cpu"))],
 )
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     program = (
@@ -47,6 +48,19 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     [
         (["rum"], "Did you mean 'run'?"),
         (["run", "--engine", "ne0"], "neo"),
+        (
+            ["run", "--engine", "null", "--device-blocks", "9"],
+            "no option of null; engines that take it: chunked_prefill, ",
+        ),
+        (
+            ["run", "--engine", "chunked_prefill_256", "--max-batch-tokens", "9"],
+            "take it: chunked_prefill, full_offload",
+        ),
+        (["run", "--engine", "null", "--model", "tiny"], "--model is no option of null"),
+        (["run", "--engine-option", "speed=9"], "--engine-option speed is no option of neo; no engine takes it"),
+        (["run", "--engine-option", "speed"], "is not NAME=VALUE"),
+        (["run", "--engine-option", "sms=8"], "has a flag of its own: --sms 8"),
+        (["run", "--engine", "neo:256"], "neo takes nothing behind a colon"),
         (["run", "--workload", "carperay"], "carperai"),
         (["run", "--model", "llama-3-8b"], "llama-3.1-8b"),
         (["run", "--rate", "fast"], "not a rate"),
@@ -55,6 +69,13 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         (["run", "--arrival", "gamma"], "burstiness must be a positive number"),
         (["run", "--burstiness", "2"], "left out for others"),
         (["run", "--concurrency", "0"], "x>=1"),
+        (["run", "--speed", "2"], "--speed goes with --arrival trace"),
+        (["run", "--arrival", "trace", "--rate", "2"], "use --speed instead of --rate"),
+        (["run", "--engine", "null", "--arrival", "trace"], "carperai does not know when its requests arrived"),
+        (["run", "--workload-option", "sigma"], "NAME=VALUE"),
+        (["run", "--prefix-groups", "2"], "--prefix-groups and --prefix-tokens go together"),
+        (["run", "--workload-option", "sigma=1", "--workload-option", "sigma=2"], "given twice"),
+        (["run", "--engine", "null", "--workload", "synthetic:zipf:9,9", "--workload-option", "exp=2"], "exponent"),
         (["run", "--host-memory", "much"], "512MiB"),
         (["run", "--device-blocks", "0"], "x>=1"),
         (["run", "--max-model-tokens", "100000"], "between 2 and 2048"),
@@ -71,18 +92,23 @@ def test_wrong_input_is_a_usage_error_that_says_the_fix(arguments: list[str], me
     assert message in result.output
 
 
-def test_every_engine_of_ours_has_a_policy_that_exists() -> None:
-    policies = {name: policy_of(name) for name in ENGINES}
-    assert set(policies.values()) == set(POLICIES)
-    assert policies["neo"] == policies["null"] == "asymmetric_pipeline"
+def test_every_policy_is_an_engine() -> None:
+    assert {entry.settings["policy"] for entry in ENGINES.values() if "policy" in entry.settings} == set(POLICIES)
 
 
-def test_a_restricted_run_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neobench.cli.engine_config.check_emulation", lambda: None)
-    for folder, options, kind in (("some", ["--sms", "8"], "emulated"), ("all", [], "measured")):
-        run_null(tmp_path / folder, *options)
-        stored = json.loads((tmp_path / folder / "null-rate-400" / "run.json").read_text())
-        assert stored["provenance"]["kind"] == kind
+def test_a_restricted_run_is_emulated() -> None:
+    assert provenance_kind({"sms": 8}) == provenance_kind({"emulate": "t4"}) == "emulated"
+    assert provenance_kind({"device_blocks": 8}) == "measured"
+
+
+def test_each_engine_gets_the_options_that_it_takes() -> None:
+    plan = json.loads(
+        invoke(
+            "run", "--engine", "neo,chunked_prefill_256,null", "--max-batch-tokens", "300", "--dry-run", "--json"
+        ).output
+    )
+    options = {run["engine"]["name"]: run["engine"]["options"] for run in plan["runs"]}
+    assert options == {"neo": {"max_batch_tokens": 300}, "chunked_prefill_256": {}, "null": {}}
 
 
 def test_list_names_everything() -> None:
@@ -99,7 +125,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     shown = run_null(folder, "--dry-run")
     assert shown.exit_code == 0
-    assert "60 requests at 400/s" in shown.output
+    assert "60 requests at 400 req/s" in shown.output
     plan = json.loads(run_null(folder, "--dry-run", "--json").output)
     assert plan["runs"][0]["engine"]["name"] == "null"
     assert plan["workload"]["scaling"] is None
@@ -112,7 +138,10 @@ def test_one_run_leaves_all_its_files_and_json_is_alone_on_stdout(tmp_path: Path
     summary: dict[str, Any] = json.loads(result.stdout)
     run = folder / "null-rate-400"
     assert summary == json.loads((run / "summary.json").read_text())
-    assert {path.name for path in run.iterdir()} == {"run.json", "requests.jsonl", "requests.parquet", "summary.json"}
+    tables = {"requests.jsonl", "requests.parquet", "telemetry.jsonl", "telemetry.parquet"}
+    figures = {"telemetry.png", "telemetry.pdf", "telemetry.svg"}
+    assert {path.name for path in run.iterdir()} == {"run.json", "summary.json"} | tables | figures
+    assert summary["machine"]["client_cpu_percent"] is not None
     assert summary["completed"] == 60
     assert summary["backend"] == "null"
     assert result.exit_code == (0 if summary["validity"]["valid"] else 4)
@@ -156,3 +185,71 @@ def test_workload_file_replaces_the_shipped_table(tmp_path: Path) -> None:
     broken = run_null(tmp_path / "again", "--workload-file", str(lengths))
     assert broken.exit_code == 2
     assert "max_tokens" in broken.output
+
+
+def write_trace(path: Path) -> Path:
+    """Mooncake's columns, 20 ms apart but for one gap of 200 ms; line 3 is malformed."""
+    rows = [
+        {"timestamp": 20 * index + (180 if index > 5 else 0), "input_length": 10 + index, "output_length": 2}
+        for index in range(12)
+    ]
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("\n".join([*lines[:2], "oops", *lines[2:]]))
+    return path
+
+
+def test_a_trace_is_replayed_at_its_own_times_at_several_speeds(tmp_path: Path) -> None:
+    trace = write_trace(tmp_path / "trace.jsonl")
+    arguments = ["run", "--engine", "null", "--workload", f"trace:{trace}", "--arrival", "trace"]
+    refused = invoke(*arguments)
+    assert refused.exit_code == 2
+    assert f"{trace}: malformed rows\n  line 3: not JSON" in refused.stderr
+
+    folder = tmp_path / "out"
+    sizes = ["--speed", "1,2", "--num-requests", "12", "--num-warmup", "1", "--skip-malformed"]
+    done = invoke(*arguments, *sizes, "--output", str(folder))
+    assert "1 malformed rows of the workload's file were left out" in done.stderr
+    for speed in (1, 2):
+        run = json.loads((folder / f"null-speed-{speed}" / "run.json").read_text())
+        assert run["workload"]["workload"]["malformed_rows_left_out"] == 1
+        assert run["request_rate"] == pytest.approx(speed * 11 / 0.4)
+        rows = [
+            json.loads(line)
+            for line in (folder / f"null-speed-{speed}" / "requests.jsonl").read_text().split("\n")
+            if line
+        ]
+        measured = sorted((row for row in rows if not row.get("warmup")), key=lambda row: row["index"])
+        assert [row["prompt_tokens"] for row in measured] == list(range(10, 22))
+        wanted_ns = [(20 * index + (180 if index > 5 else 0)) * 1_000_000 // speed for index in range(12)]
+        assert [row["scheduled_ns"] for row in measured] == wanted_ns
+
+
+def test_seeds_of_lengths_order_and_arrivals_are_separate(tmp_path: Path) -> None:
+    def rows(name: str, *seeds: str) -> list[tuple[int, int]]:
+        folder = tmp_path / name
+        run_null(folder, "--num-warmup", "0", *seeds)
+        lines = (folder / "null-rate-400" / "requests.jsonl").read_text().splitlines()
+        records = sorted((json.loads(line) for line in lines), key=lambda row: row["index"])
+        return [(record["prompt_tokens"], record["scheduled_ns"]) for record in records]
+
+    def columns(table: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        return [row[0] for row in table], [row[1] for row in table]
+
+    lengths, arrivals = columns(rows("plain"))
+    reordered, same_arrivals = columns(rows("order", "--order-seed", "5"))
+    assert same_arrivals == arrivals
+    assert reordered != lengths
+    assert sorted(reordered) == sorted(lengths)
+    same_lengths, other_arrivals = columns(rows("arrivals", "--arrival-seed", "5"))
+    assert same_lengths == lengths
+    assert other_arrivals != arrivals
+    assert sorted(columns(rows("lengths", "--length-seed", "5"))[0]) != sorted(lengths)
+
+
+def test_prompts_may_share_prefixes_when_asked(tmp_path: Path) -> None:
+    done = run_null(tmp_path, "--prefix-groups", "2", "--prefix-tokens", "30", "--workload", "synthetic:fixed:50,4")
+    assert done.exit_code == 0, done.stderr
+    run = json.loads((tmp_path / "null-rate-400" / "run.json").read_text())
+    assert run["spec"]["workload"]["prefix_groups"] == 2
+    assert run["workload"]["shared_prefixes"] == {"groups": 2, "tokens": 30}
+    assert run["workload"]["prompt_tokens"]["mean"] == 80

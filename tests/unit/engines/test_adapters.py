@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from neobench.engines.launch import Launch
-from neobench.engines.neo import NeoEngine
-from neobench.engines.registry import ENGINES, create
+from neobench.engines.launch import Launch, PromptLimits
+from neobench.engines.neo import FLAGS, NeoEngine
+from neobench.engines.openai_limits import OPTIONS
+from neobench.engines.registry import ENGINES, create, prompt_limits
 from neobench.harness.engine import EngineError
 from neobench.harness.request import PromptRequest
 from neobench.results.record import Outcome
@@ -58,8 +59,21 @@ def test_an_unknown_engine_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 def test_every_engine_can_be_made_and_has_its_name(tmp_path: Path) -> None:
     for name, entry in ENGINES.items():
-        assert create(name, launch(tmp_path)).name == name
+        needed = {"base_url": "http://localhost:1"} if entry.takes("base_url") else {}
+        assert create(name, launch(tmp_path, **needed)).name == name
         assert entry.description
+
+
+def test_options_of_an_entry_are_those_of_its_adapter() -> None:
+    assert set(ENGINES["neo"].options) == {"model", *FLAGS}
+    assert ENGINES["openai"].options == OPTIONS
+
+
+def test_limits_are_known_before_the_start() -> None:
+    assert prompt_limits("neo", "tiny", {"max_model_tokens": 64}) == PromptLimits(4096, 64)
+    assert prompt_limits("null", "tiny", {}).max_model_tokens is None
+    with pytest.raises(EngineError, match="between 2 and 2048"):
+        prompt_limits("chunked_prefill_256", "tiny", {"max_model_tokens": 10**6})
 
 
 def test_importing_the_registry_loads_nothing_heavy() -> None:
@@ -94,7 +108,7 @@ def test_a_name_may_fix_the_token_budget(tmp_path: Path) -> None:
     [
         ("neo", {"device_block": 3}, "unknown engine option 'device_block'; did you mean device_blocks"),
         ("neo", {"start_timeout_s": "soon"}, "start_timeout_s must be a number of seconds, not 'soon'"),
-        ("null", {"seed": 3}, "takes no options"),
+        ("null", {"seed": 3}, "unknown engine option 'seed'; did you mean max_model_tokens"),
     ],
 )
 def test_impossible_options_are_refused(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:

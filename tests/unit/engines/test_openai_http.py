@@ -86,7 +86,8 @@ async def test_a_refusal_that_asks_for_a_pause(
     serve: Serve, sink: Arrivals, request_of_three: PromptRequest, header: str | None, seconds: float | None
 ) -> None:
     async def handler(_request: web.Request) -> web.Response:
-        return web.json_response({"error": {"message": "busy"}}, status=429, headers=header and {"Retry-After": header})
+        pause = {} if header is None else {"Retry-After": header}
+        return web.json_response({"error": {"message": "busy"}}, status=429, headers=pause)
 
     async with serve(handler) as client:
         completion = await client.generate(request_of_three, sink)

@@ -31,9 +31,6 @@ class ScriptedEngine:
     async def stats(self):
         return {"served": self.served, "share": self.served / 16}
 
-    def client_recipe(self):
-        return None
-
     async def check_alive(self) -> None:
         if self.dead:
             raise EngineError(self.dead)

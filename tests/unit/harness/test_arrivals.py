@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neobench.harness.arrivals import all_at_once, constant, draw_offsets_ns, gamma, poisson
+from neobench.harness.arrivals import all_at_once, constant, draw_offsets_ns, gamma, offsets_of_ns, poisson
+from neobench.harness.request import PromptRequest
 from neobench.harness.spec import ArrivalSpec
 
 rates = st.floats(0.01, 10_000)
@@ -93,3 +94,17 @@ def test_the_rate_of_a_ramp_at_both_ends(rate, end_rate):
     near_end = np.count_nonzero((offsets_s >= span_s - tenth_s) & (offsets_s < span_s)) / tenth_s
     assert near_start == pytest.approx(rate + (end_rate - rate) / 20, rel=0.1)
     assert near_end == pytest.approx(end_rate - (end_rate - rate) / 20, rel=0.1)
+
+
+def test_a_trace_keeps_its_own_arrivals_and_is_played_faster():
+    requests = [
+        PromptRequest.of([1], index=index, output_tokens=1, arrival_ns=arrival_ns)
+        for index, arrival_ns in enumerate([0, 500, 500, 2_001])
+    ]
+    assert offsets_of_ns(ArrivalSpec(kind="trace"), requests, seed=1).tolist() == [0, 500, 500, 2_001]
+    assert offsets_of_ns(ArrivalSpec(kind="trace", speed=2), requests, seed=1).tolist() == [0, 250, 250, 1_000]
+    assert offsets_of_ns(ArrivalSpec(kind="trace", speed=0.5), requests, seed=1).tolist() == [0, 1_000, 1_000, 4_002]
+    drawn = offsets_of_ns(ArrivalSpec(rate=4), requests, seed=7)
+    assert (drawn == draw_offsets_ns(ArrivalSpec(rate=4), 4, seed=7)).all()
+    with pytest.raises(ValueError, match="knows when they arrived"):
+        offsets_of_ns(ArrivalSpec(kind="trace"), [PromptRequest.of([1], index=0, output_tokens=1)], seed=1)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from neobench.harness.driver import DriveOptions
@@ -245,3 +246,26 @@ def test_context_captures_this_machine():
     context = RunContext.capture(["neobench"])
     assert context.fingerprint["cpu"]["logical_cores"] >= 1
     assert context.provenance().started_at.endswith("+00:00")
+
+
+async def test_a_replayed_trace_is_plotted_at_its_mean_rate(engine_class, make_requests, tmp_path):
+    spec = msgspec.structs.replace(make_spec(num_requests=3), arrival=ArrivalSpec(kind="trace", speed=2))
+    times_ns = [0, 20_000_000, 100_000_000]
+    requests = [
+        msgspec.structs.replace(request, arrival_ns=time_ns)
+        for request, time_ns in zip(make_requests(3), times_ns, strict=True)
+    ]
+    summary = await run_one(spec, requests, engine_class(), tmp_path / "run", context=CONTEXT)
+    assert summary["request_rate"] == summary["offered_request_rate"] == pytest.approx(2 / 0.05)
+    assert load_run(tmp_path / "run").info.request_rate == pytest.approx(2 / 0.05)
+
+
+async def test_prefix_cache_hits_that_nobody_asked_for_are_warned_of(engine_class, make_requests, tmp_path):
+    async def cached(engine, request, sink):
+        return msgspec.structs.replace(await engine.stream(request.output_tokens, sink), cached_tokens=1)
+
+    engine = engine_class(script={0: cached})
+    summary = await run_one(make_spec(), make_requests(8), engine, tmp_path / "run", context=CONTEXT)
+    assert summary["prefix_cache"] == {"reporting_requests": 1, "cached_tokens": 1, "unasked_cached_tokens": 1}
+    assert "took 1 prompt tokens" in summary["validity"]["warnings"][0]
+    assert summary["validity"]["valid"]

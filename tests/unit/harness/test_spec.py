@@ -1,4 +1,5 @@
 import msgspec
+import numpy as np
 import pytest
 
 from neobench.harness.spec import ArrivalSpec, EngineSpec, RunSpec, SpecError, WorkloadSpec, load_spec, spec_hash
@@ -75,14 +76,41 @@ def test_hash_changes_with_every_field(path):
 
 def test_seeds_are_separate_and_can_be_given_one_by_one():
     derived = load_spec(PLAIN).seeds()
-    assert len({derived.lengths, derived.prompts, derived.arrivals}) == 3
+    assert len({derived.lengths, derived.prompts, derived.arrivals, derived.order}) == 4
     assert derived == load_spec(PLAIN).seeds()
     assert derived.lengths != load_spec(changed("seed", 1)).seeds().lengths
     given_seed = load_spec(changed("workload.prompt_seed", 5)).seeds()
     assert given_seed.prompts == 5
     assert (given_seed.lengths, given_seed.arrivals) == (derived.lengths, derived.arrivals)
+    assert load_spec(changed("workload.order_seed", 6)).seeds() == msgspec.structs.replace(derived, order=6)
+
+
+def test_a_further_purpose_left_the_seeds_of_the_others_as_they_were():
+    known = load_spec(PLAIN | {"seed": 0}).seeds()
+    before = [int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(0).spawn(3)]
+    assert [known.lengths, known.prompts, known.arrivals] == before
+
+
+@pytest.mark.parametrize(
+    "arrival", [{"kind": "trace", "rate": 2}, {"kind": "trace", "speed": 0}, {"rate": 2, "speed": 2}]
+)
+def test_a_trace_has_a_speed_and_others_a_rate(arrival):
+    with pytest.raises(SpecError, match=r"arrival\.(rate|speed) must be"):
+        load_spec(PLAIN | {"arrival": arrival})
 
 
 def test_specs_are_frozen():
     with pytest.raises(AttributeError):
         load_spec(PLAIN).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        ({"prefix_groups": 2}, "go together"),
+        ({"prefix_groups": 0, "prefix_tokens": 5}, "prefix_groups must be at least 1"),
+    ],
+)
+def test_shared_prefixes_have_a_number_and_a_length(prefixes, message):
+    with pytest.raises(SpecError, match=message):
+        load_spec(PLAIN | {"workload": {"name": "carperai", **prefixes}})

@@ -17,6 +17,7 @@ def test_a_run_is_read_from_its_two_documents(make_run: MakeRun) -> None:
             "model": "tiny-llama",
             "arrival": {"kind": "poisson", "rate": 2.5},
         },
+        "request_rate": 2.5,
         "fingerprint": {"cpu": {"model": "Xeon", "available_cores": 1}, "gpus": None},
     }
     summary = make_run("neo", 2.5, 0.5).summary

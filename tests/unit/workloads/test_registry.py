@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neobench.workloads import carperai
 from neobench.workloads.registry import WORKLOADS, create
 from neobench.workloads.workload import WorkloadError
 
 
-def test_every_workload_can_be_made_and_describes_its_source() -> None:
-    arguments = {"synthetic": ":100,20"}
+def test_every_workload_can_be_made_and_describes_its_source(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("prompt,max_tokens\n10,20\n30,4\n")
+    arguments = {"synthetic": ":100,20", "trace": f":{trace}"}
     for name, entry in WORKLOADS.items():
+        if name in ("hf", "sharegpt"):  # They need a tokenizer: see test_datasets.py.
+            continue
         workload = create(name + arguments.get(name, ""), {})
         assert workload.name.startswith(name)
         assert entry.description
@@ -59,6 +62,34 @@ def test_synthetic_lengths_fill_their_range(
     assert (output_tokens.min(), output_tokens.max()) == output_range
 
 
+def test_fixed_lengths_are_the_ones_asked_for() -> None:
+    workload = create("synthetic:fixed:100,20", {})
+    prompt_tokens, output_tokens = workload.draw_lengths(5, np.random.default_rng(0))
+    assert prompt_tokens.tolist() == [100] * 5
+    assert output_tokens.tolist() == [20] * 5
+    assert workload.longest_request_tokens() == 120
+
+
+def test_lognormal_lengths_have_their_mean_and_their_sigma() -> None:
+    workload = create("synthetic:lognormal:2000,300", {"sigma": "0.5"})
+    for tokens, mean in zip(workload.draw_lengths(200_000, np.random.default_rng(0)), (2000, 300), strict=True):
+        assert tokens.mean() == pytest.approx(mean, rel=0.01)
+        assert np.log(tokens).std() == pytest.approx(0.5, rel=0.01)
+    assert workload.describe()["sigma"] == 0.5
+
+
+def test_zipf_lengths_follow_the_power_law() -> None:
+    workload = create("synthetic:zipf:50,4", {"exponent": 2})
+    prompt_tokens, output_tokens = workload.draw_lengths(200_000, np.random.default_rng(0))
+    counts = np.bincount(prompt_tokens, minlength=51)
+    assert counts[0] == 0
+    assert len(counts) == 51
+    assert counts[1] / counts[2] == pytest.approx(4, rel=0.03)
+    assert counts[1] / counts[3] == pytest.approx(9, rel=0.05)
+    assert output_tokens.max() == 4
+    assert workload.longest_request_tokens() == 54
+
+
 @pytest.mark.parametrize(
     "name", ["synthetic", "synthetic:", "synthetic:5", "synthetic:5,0", "synthetic:a,b", "synthetic:1,2,3"]
 )
@@ -71,6 +102,16 @@ def test_a_bad_synthetic_argument_shows_the_form(name: str) -> None:
     ("name", "options", "message"),
     [
         ("synthetic:5,5", {"seed": 1}, "takes no options"),
+        ("synthetic:normal:5,5", {}, "the shape is one of uniform, fixed"),
+        ("synthetic:zipf:5,5", {"sigma": 1}, "unknown option 'sigma' of synthetic:zipf; It has exponent"),
+        ("synthetic:zipf:5,5", {"exponent": "x"}, "exponent must be a positive number, not 'x'"),
+        ("azure-code:5", {}, "takes no argument"),
+        ("azure-conv", {"fil": "x"}, "did you mean 'file'"),
+        ("azure-conv", {"skip_malformed": True}, "skip_malformed is about a file"),
+        ("carperai", {"skip_malformed": True}, "skip_malformed is about a file"),
+        ("trace", {}, "trace needs a file"),
+        ("trace:x.csv", {"skip_malformed": "perhaps"}, "skip_malformed must be true or false, not 'perhaps'"),
+        ("trace:/nowhere/x.csv", {}, "cannot read /nowhere/x.csv"),
         ("carperai:5", {}, "takes no argument"),
         ("carperai", {"fil": "x"}, "unknown option 'fil'"),
         ("carperai", {"file": "x.json", "tokenizer": "y"}, "not from both"),
@@ -91,33 +132,3 @@ def test_a_local_file_is_used_up_before_a_row_comes_again(tmp_path: Path) -> Non
     assert (output_tokens == prompt_tokens + 1).all()
     assert workload.longest_request_tokens() == 21
     assert workload.describe()["file_requests"] == 10
-
-
-def test_the_real_dataset_is_counted_with_the_given_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the real `datasets` and `tokenizers`, on a folder in the dataset's form."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    (tmp_path / "model").mkdir()
-    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
-    dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    rows = [{"prompt": "word " * n, "chosen": "TL;DR: " + "word " * (2 * n), "rejected": "no"} for n in range(1, 6)]
-    (dataset / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(carperai, "DATASET", str(dataset))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-
-    workload = create("carperai", {"tokenizer": str(tmp_path / "model")})
-    prompt_tokens, output_tokens = workload.draw_lengths(5, np.random.default_rng(0))
-
-    cue_tokens = 4
-    assert sorted(prompt_tokens - cue_tokens) == [1, 2, 3, 4, 5]
-    assert (output_tokens == 2 * (prompt_tokens - cue_tokens)).all()
-    assert workload.longest_request_tokens() is None
-    assert workload.describe()["dataset_rows"] == 5
-    monkeypatch.setattr(carperai, "DATASET", str(tmp_path / "nowhere"))
-    with pytest.raises(WorkloadError, match="leave the option 'tokenizer' out"):
-        create("carperai", {"tokenizer": str(tmp_path / "model")})
