@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from neobench.harness.arrivals import offsets_of_ns
+from neobench.harness.descriptors import allow_connections
 from neobench.harness.driver import START_LEAD_NS, DriveOptions, DriveResult, ScheduleStart, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
@@ -85,6 +86,7 @@ async def run_one(
             f"the spec asks for {spec.num_requests} requests and {spec.num_warmup} of warm-up, "
             f"given are {len(requests)} and {len(warmup)}"
         )
+    _allow_connections(spec)
     if spec.client_processes > 1:
         check_shared(engine, spec.client_processes)
     info = RunInfo(
@@ -113,6 +115,14 @@ async def run_one(
         )
     finally:
         folder.close()
+
+
+def _allow_connections(spec: RunSpec) -> None:
+    """In each client process, for it inherits the limit; how many an open loop needs depends on the engine."""
+    in_flight = spec.arrival.concurrency or spec.num_requests
+    share = -(-in_flight // spec.client_processes)
+    known = spec.arrival.kind in ("closed", "all_at_once")
+    allow_connections(share, needed=share if known else 0)
 
 
 def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:

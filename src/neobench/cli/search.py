@@ -82,11 +82,11 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     """
     slos = _slos(slo_texts)
     settings = _settings(options)
+    if options["kind"] in ("trace", "all-at-once", "closed"):
+        raise click.UsageError(f"--arrival {options['kind']} has no rate to search for; choose another arrival")
     session = session_of(
         {**options, "rates": (settings.start_rate,), "end_rate": None, "speeds": None}, output, quiet=as_json
     )
-    if options["kind"] == "trace":
-        raise click.UsageError("--arrival trace has no rate to search for; choose another arrival")
     if output is None:
         session.folder = _stable_folder(session, slos, settings)
     if dry_run:

@@ -60,6 +60,7 @@ class Session:
     quiet: bool
     workload_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
+    client_processes: int = 1
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -154,6 +155,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         seed=session.seed,
         timeout_s=session.timeout_s,
         exact_output=options.get("exact_output", True),
+        client_processes=session.client_processes,
     )
 
 
