@@ -130,6 +130,8 @@ class _Driver:
         self._counts = Counts(num_measured)
         self._backlog: deque[Flight] = deque()
         self._in_flight: set[Flight] = set()
+        self._landings_ns: deque[int] = deque()
+        """When slots of a limit on concurrency became free again; each is taken by one request."""
         self._landed = asyncio.Event()
         self._halt = asyncio.Event()
         self._suspicion = asyncio.Event()
@@ -171,23 +173,32 @@ class _Driver:
 
     async def _fly(self, origin_ns: int, *, warmup: bool) -> None:
         """Issue one part of the backlog on its schedule and wait until all of it has ended."""
-        released_ns = 0
+        free_slots = self._concurrency if not warmup else None
         while self._backlog and self._backlog[0].warmup == warmup:
-            await self._clock.sleep_until_ns(origin_ns + self._backlog[0].scheduled_ns)
-            if self._concurrency is not None and not warmup and len(self._in_flight) >= self._concurrency:
+            deadline_ns = origin_ns + self._backlog[0].scheduled_ns
+            # A closed loop yields when its slots are taken; a pass of the event loop for each would make them wait.
+            if not self._closed_loop or warmup or self._clock.now_ns() < deadline_ns:
+                await self._clock.sleep_until_ns(deadline_ns)
+            while self._concurrency is not None and not warmup and len(self._in_flight) >= self._concurrency:
                 await self._one_landed()
-                released_ns = self._clock.now_ns() - origin_ns
             flight = self._backlog.popleft()
             flight.origin_ns = origin_ns
-            if released_ns > flight.scheduled_ns:
-                # Held back itself, or queued behind one that was.
-                flight.ready_ns = released_ns
-                if self._closed_loop:
-                    flight.scheduled_ns = released_ns
+            if free_slots:
+                free_slots -= 1
+            elif free_slots == 0:
+                self._hold_back(flight, released_ns=self._landings_ns.popleft())
             self._in_flight.add(flight)
             flight.task = asyncio.create_task(self._serve(flight))
         while self._in_flight:
             await self._one_landed()
+
+    def _hold_back(self, flight: Flight, *, released_ns: int) -> None:
+        """Its slot was free from `released_ns` on, whenever this loop came to see that."""
+        if released_ns <= flight.scheduled_ns:
+            return
+        flight.ready_ns = released_ns
+        if self._closed_loop:
+            flight.scheduled_ns = released_ns
 
     async def _one_landed(self) -> None:
         self._landed.clear()
@@ -223,6 +234,8 @@ class _Driver:
         self._in_flight.discard(flight)
         self._landed.set()
         record = flight.end(completion)
+        if self._concurrency is not None and not flight.warmup and record.ended_ns is not None:
+            self._landings_ns.append(record.ended_ns)
         if self._record_error is not None:
             return
         try:

@@ -78,7 +78,7 @@ def arrival_specs(rates: Sequence[float], options: dict[str, Any]) -> dict[float
         if kind in RATED_KINDS:
             return {rate: ArrivalSpec(rate=rate, **common) for rate in rates}
         if click.get_current_context().get_parameter_source("rates") is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--arrival {kind.replace('_', '-')} has no --rate: {_INSTEAD_OF_RATE[kind]}")
+            raise click.UsageError(f"--arrival {kind.replace('_', '-')} sets the rate itself: {_INSTEAD_OF_RATE[kind]}")
         if kind == "trace":
             return {speed: ArrivalSpec(speed=speed, **common) for speed in speeds or (1.0,)}
         if kind == "closed" and common["concurrency"] is None:
@@ -89,9 +89,9 @@ def arrival_specs(rates: Sequence[float], options: dict[str, Any]) -> dict[float
 
 
 _INSTEAD_OF_RATE = {
-    "trace": "it has that of its trace; use --speed",
-    "closed": "the engine sets it; use --concurrency",
-    "all_at_once": "nothing comes later",
+    "trace": "use --speed instead of --rate",
+    "closed": "use --concurrency instead of --rate",
+    "all_at_once": "leave out --rate",
 }
 
 
