@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -37,6 +37,28 @@ class TokenSink(Protocol):
         """Call once for each streamed event that carries at least one token."""
 
 
+class Client(Protocol):
+    """Sends requests to an engine from a process of its own; opened and closed once."""
+
+    async def open(self) -> None:
+        """Raises EngineError."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
+        """As Engine.generate."""
+
+    async def close(self) -> None:
+        """Safe to call twice, and after a failed `open`."""
+
+
+class ClientRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How another process makes a Client of an engine that is started."""
+
+    factory: str
+    """"module:callable", imported there."""
+    arguments: dict[str, Any] = {}
+    """Its keyword arguments; plain JSON values."""
+
+
 class Engine(Protocol):
     """An engine under test. One instance serves one run after another between `start` and `stop`."""
 
@@ -63,3 +85,11 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything. Safe to call twice, and after a failed start."""
+
+
+@runtime_checkable
+class SharedEngine(Protocol):
+    """An Engine that several client processes can drive. One without this lives in the process that measures."""
+
+    def client_recipe(self) -> ClientRecipe:
+        """Of an engine that is started."""

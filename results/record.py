@@ -59,3 +59,5 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cached_tokens: int | None = None
     """Of the prompt, which the engine found in a prefix cache."""
     error: str | None = None
+    client: int | None = None
+    """The client process that sent it, of several; None where the process that measures did."""

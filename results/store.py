@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -26,12 +26,29 @@ SCHEMA = "neobench/v1"
 
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
+CLIENT_REQUESTS_FILES = "requests-*.jsonl"
+"""Of several client processes, one each."""
 PARQUET_FILE = "requests.parquet"
 SUMMARY_FILE = "summary.json"
 
 OWN_TOOL = "neobench"
+CLIENT_FACTS = (
+    "client_processes",
+    "client_cpu_percent",
+    "client_loop_busy_share",
+    "client_window_s",
+    "client_peak_rss_bytes",
+)
 
 ProvenanceKind = Literal["measured", "emulated", "modelled"]
+
+
+TAIL_BLOCK_BYTES = 2**20
+
+
+def requests_file(client: int) -> str:
+    """The file of a client process among several."""
+    return f"requests-{client:02d}.jsonl"
 
 
 class StoreError(Exception):
@@ -72,30 +89,23 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Where the lengths come from, what they are, and whether they were scaled down to the model's context."""
 
 
-class RunFolder:
-    """The writing side of one run folder."""
+class RecordLog:
+    """One file of records, appended as they happen."""
 
-    def __init__(self, path: Path, requests_fd: int) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        self.columns = RecordColumns()
-        self._requests_fd: int | None = requests_fd
+        self._fd: int | None = fd
+        self._num_records = 0
         self._encoder = msgspec.json.Encoder()
         self._sync_failure: StoreError | None = None
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Raises StoreError if something is there already: a run never overwrites another."""
+    def create(cls, path: Path) -> RecordLog:
+        """Raises StoreError if it exists already."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-            return cls(path, os.open(path / REQUESTS_FILE, flags, 0o644))
+            return cls(path, os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644))
         except OSError as error:
-            raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
-
-    def write_run(self, run: RunInfo) -> None:
-        _write_atomically(self.path / RUN_FILE, encode_pretty(run))
+            raise StoreError(f"cannot create {path}: {error.strerror}") from error
 
     def append(self, record: RequestRecord) -> None:
         """One line, handed to the kernel before returning: a SIGKILL after this call does not lose it."""
@@ -108,7 +118,7 @@ class RunFolder:
                 line = line[os.write(self._open_fd(), line) :]
         except OSError as error:
             raise self._write_error(error) from error
-        self.columns.append(record)
+        self._num_records += 1
 
     def sync(self) -> None:
         """Push what was appended to the disk itself, against a power cut. Blocks; call it beside the event loop.
@@ -120,6 +130,54 @@ class RunFolder:
         except OSError as error:
             self._sync_failure = self._write_error(error)
             raise self._sync_failure from error
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _open_fd(self) -> int:
+        assert self._fd is not None, "the file of records is closed"
+        return self._fd
+
+    def _write_error(self, error: OSError) -> StoreError:
+        kept = f"{self._num_records} records are kept in it"
+        if error.errno == errno.ENOSPC:
+            return StoreError(f"the disk is full: cannot write {self.path}; {kept}")
+        return StoreError(f"cannot write {self.path}: {error.strerror}; {kept}")
+
+
+class RunFolder:
+    """The writing side of one run folder."""
+
+    def __init__(self, path: Path, log: RecordLog) -> None:
+        self.path = path
+        self.columns = RecordColumns()
+        self._log = log
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Raises StoreError if something is there already: a run never overwrites another."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
+        except OSError as error:
+            raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
+        return cls(path, RecordLog.create(path / REQUESTS_FILE))
+
+    def write_run(self, run: RunInfo) -> None:
+        _write_atomically(self.path / RUN_FILE, encode_pretty(run))
+
+    def append(self, record: RequestRecord) -> None:
+        """As RecordLog.append; the record is in `columns` too."""
+        self._log.append(record)
+        self.columns.append(record)
+
+    def sync(self) -> None:
+        """As RecordLog.sync."""
+        self._log.sync()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the Parquet files and summary.json, and close. After an error the raw rows are still there."""
@@ -137,19 +195,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Safe to call twice."""
-        if self._requests_fd is not None:
-            os.close(self._requests_fd)
-            self._requests_fd = None
-
-    def _open_fd(self) -> int:
-        assert self._requests_fd is not None, "the run folder is closed"
-        return self._requests_fd
-
-    def _write_error(self, error: OSError) -> StoreError:
-        kept = f"{len(self.columns)} records are kept in it"
-        if error.errno == errno.ENOSPC:
-            return StoreError(f"the disk is full: cannot write {self.path / REQUESTS_FILE}; {kept}")
-        return StoreError(f"cannot write {self.path / REQUESTS_FILE}: {error.strerror}; {kept}")
+        self._log.close()
 
 
 @dataclass(frozen=True)
@@ -189,24 +235,54 @@ def load_run(path: Path) -> Run:
 
 
 def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[RequestRecord]:
-    """The rows of a run folder in the order they were recorded.
+    """The rows of a run folder, file after file, each in the order that they were recorded.
 
     A last line without its end, as a kill or a full disk leaves it, is skipped and put into `problems` as a sentence.
     """
+    for requests_path in (path / REQUESTS_FILE, *sorted(path.glob(CLIENT_REQUESTS_FILES))):
+        try:
+            with requests_path.open("rb") as lines:
+                yield from _decoded(lines, requests_path, problems)
+        except OSError as error:
+            raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+
+
+def _decoded(lines: BinaryIO, path: Path, problems: list[str] | None) -> Iterator[RequestRecord]:
     decoder = msgspec.json.Decoder(RequestRecord)
-    requests_path = path / REQUESTS_FILE
-    try:
-        with requests_path.open("rb") as lines:
-            for line_number, line in enumerate(lines, start=1):
-                try:
-                    yield decoder.decode(line)
-                except msgspec.MsgspecError as error:
-                    if line.endswith(b"\n"):
-                        raise StoreError(f"{requests_path}, line {line_number}: {error}") from error
-                    if problems is not None:
-                        problems.append(f"The last line of {REQUESTS_FILE} (line {line_number}) was half written.")
-    except OSError as error:
-        raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+    for line_number, line in enumerate(lines, start=1):
+        try:
+            yield decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            if line.endswith(b"\n"):
+                raise StoreError(f"{path}, line {line_number}: {error}") from error
+            if problems is not None:
+                problems.append(f"The last line of {path.name} (line {line_number}) was half written.")
+
+
+class RecordTail:
+    """Reads the records of a file that another process still appends to, and that may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        self._decoder = msgspec.json.Decoder(RequestRecord)
+
+    def read(self) -> Iterator[RequestRecord]:
+        """Those whose lines are whole by now and that were not read before."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+        while block := self._file.read(TAIL_BLOCK_BYTES):
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            for line in lines:
+                yield self._decoder.decode(line)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def build_summary(
@@ -216,11 +292,13 @@ def build_summary(
     engine_stats: Mapping[str, int | float],
     machine: Mapping[str, Any] | None = None,
     incidents: Sequence[str] = (),
+    client: Mapping[str, int | float] | None = None,
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance.
 
-    `known` are metrics that come from elsewhere, of a run without rows.
+    `client` is what the load generator took of its machine; None: unknown, as of a run that was killed. `known` are
+    metrics that come from elsewhere, of a run without rows.
     """
     metrics = summarise(
         columns,
@@ -228,6 +306,8 @@ def build_summary(
         percentiles=info.spec.get("percentiles", ()),
         goodput_ms=info.spec.get("goodput_ms"),
     )
+    metrics |= dict.fromkeys(CLIENT_FACTS)
+    metrics |= client or {}
     metrics |= known or {}
     metrics |= dict.fromkeys(_keys_of(info.provenance.missing, metrics))
     cache = prefix_cache(columns, info.workload)

@@ -12,6 +12,9 @@ from neobench.results.record import Outcome
 LAG_LIMIT_MS = 5.0
 LAG_LIMIT_SHARE_OF_TTFT = 0.01
 MIN_ACHIEVED_SHARE = 0.99
+MAX_LOOP_BUSY_SHARE = 0.9
+MIN_LOOP_WINDOW_S = 1.0
+"""Over less, the start of a schedule alone keeps an event loop busy."""
 MAX_FAILED_SHARE = 0.01
 """With failures counted as infinitely late, a p99 exists only while they are no more than 1 % of the requests."""
 DEFAULT_PERCENTILE = "p99"
@@ -35,6 +38,7 @@ def judge(
         *_interruption(metrics),
         *_failures(metrics),
         *client_limits(metrics),
+        *_saturation(metrics),
         *_unsupported(metrics, metrics["percentiles_asked_for"]),
         *_short_window(metrics),
         *disturbances,
@@ -126,4 +130,15 @@ def _short_window(metrics: Mapping[str, Any]) -> list[str]:
         f"The steady window is too short: it lasts {window_s:.3g} s, and the median request stays for "
         f"{median_ms / 1e3:.3g} s, so the engine never got past filling up; run more requests (see --num-requests), "
         "or a lower rate if the engine cannot keep up."
+    ]
+
+
+def _saturation(metrics: Mapping[str, Any]) -> list[str]:
+    """A loop without idle time stamps tokens when it gets to them, not when they arrive."""
+    busy_share, window_s = metrics.get("client_loop_busy_share"), metrics.get("client_window_s")
+    if busy_share is None or window_s is None or window_s < MIN_LOOP_WINDOW_S or busy_share <= MAX_LOOP_BUSY_SHARE:
+        return []
+    return [
+        f"The client was saturated: its event loop was busy {busy_share:.0%} of {window_s:.1f} s (at most "
+        f"{MAX_LOOP_BUSY_SHARE:.0%}), so it measured itself; use more --client-processes, or ask for less."
     ]

@@ -14,7 +14,7 @@ MOST = 3
 def show_failures(runs: Sequence[Path]) -> None:
     """The most frequent errors of each run, on stderr."""
     for run in runs:
-        errors = _errors(run / "requests.jsonl")
+        errors = _errors(run)
         if not errors:
             continue
         click.echo(f"{run.name}: {errors.total()} failed requests; most often:", err=True)
@@ -22,16 +22,12 @@ def show_failures(runs: Sequence[Path]) -> None:
             click.echo(f"  {count} x {outcome}: {error}", err=True)
 
 
-def _errors(rows: Path) -> Counter[tuple[str, str]]:
-    import msgspec
-
-    from neobench.results.record import Outcome, RequestRecord
+def _errors(run: Path) -> Counter[tuple[str, str]]:
+    from neobench.results.record import Outcome
+    from neobench.results.store import iter_records
 
     found: Counter[tuple[str, str]] = Counter()
-    decoder = msgspec.json.Decoder(RequestRecord)
-    with rows.open("rb") as lines:
-        for line in lines:
-            record = decoder.decode(line)
-            if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup:
-                found[record.outcome.value, record.error or "no reason given"] += 1
+    for record in iter_records(run):
+        if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup:
+            found[record.outcome.value, record.error or "no reason given"] += 1
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
+from neobench.cli.client_options import client_options
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.metrics_options import metrics_options
 from neobench.cli.openai_options import openai_options
@@ -80,6 +81,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @telemetry_options
+@client_options
 @engine_options
 @openai_options
 @extra_options
@@ -96,6 +98,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
     neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
+    neobench run --engine neo --arrival closed --concurrency 8        # always eight requests in flight
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -118,7 +121,15 @@ def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> 
     arrivals = arrival_specs(options.pop("rates"), options)
     common = {
         name: options.pop(name)
-        for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s", "telemetry_interval_s")
+        for name in (
+            "engines",
+            "num_requests",
+            "num_warmup",
+            "seed",
+            "timeout_s",
+            "telemetry_interval_s",
+            "client_processes",
+        )
     }
     common |= pop_workload(options)
     common |= {"goodput_ms": options.pop("goodput_ms"), "percentiles": options.pop("percentiles") or ()}

@@ -82,6 +82,8 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     """
     slos = _slos(slo_texts)
     settings = _settings(options)
+    if options["kind"] in ("trace", "all-at-once", "closed"):
+        raise click.UsageError(f"--arrival {options['kind']} has no rate to search for; choose another arrival")
     session = session_of(
         {**options, "rates": (settings.start_rate,), "end_rate": None, "speeds": None, "percentiles": None},
         output,
@@ -89,8 +91,6 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     )
     if any(slo.key == "request_goodput" for slo in slos) and not session.goodput_ms:
         raise click.UsageError("request_goodput needs the limits that make a request good, e.g. --goodput ttft:500")
-    if options["kind"] == "trace":
-        raise click.UsageError("--arrival trace has no rate to search for; choose another arrival")
     if output is None:
         session.folder = _stable_folder(session, slos, settings)
     if dry_run:

@@ -62,6 +62,7 @@ class Session:
     goodput_ms: dict[str, float] = field(default_factory=dict)
     workload_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
+    client_processes: int = 1
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -158,6 +159,7 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         exact_output=options.get("exact_output", True),
         percentiles=session.percentiles,
         goodput_ms=session.goodput_ms,
+        client_processes=session.client_processes,
     )
 
 
