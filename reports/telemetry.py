@@ -42,8 +42,8 @@ def telemetry_figure(run: ReportRun, telemetry: Telemetry) -> Figure:
         figure.align_ylabels(list(columns))
         columns[0].set_title(_title(run), fontsize=8)
         if not run.valid:
-            stamp = {"fontsize": 26, "color": INVALID_COLOR, "alpha": 0.3, "ha": "center", "va": "center", "zorder": 10}
-            figure.text(0.45, 0.5, "INVALID", rotation=25, **stamp)
+            stamp = figure.text(0.45, 0.5, "INVALID", rotation=25, ha="center", va="center", zorder=10)
+            stamp.set(fontsize=26, color=INVALID_COLOR, alpha=0.3)
         write_caption(figure, _caption(run, telemetry))
     return figure
 

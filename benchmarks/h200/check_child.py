@@ -141,8 +141,12 @@ def _with_host_blocks(config: EngineConfig, host_blocks: int) -> EngineConfig:
     return replace(config, host_memory_bytes=host_blocks * config.block_bytes(config.host_layout))
 
 
-def _engine(config: EngineConfig) -> NeoEngine:
-    return NeoEngine(config, build_executor(config, say=print), CostModel(offloading_tables(), config.shape.num_layers))
+def _engine(config: EngineConfig, *, runs_ahead: bool = True) -> NeoEngine:
+    """Iterations queued ahead overwrite the logits of those before: who reads logits goes without."""
+    executor = build_executor(config, say=print)
+    if not runs_ahead:
+        vars(executor)["runs_ahead"] = False
+    return NeoEngine(config, executor, CostModel(offloading_tables(), config.shape.num_layers))
 
 
 def _write_checkpoint(folder: Path, dtype: str, device: str) -> Any:
@@ -168,7 +172,7 @@ def _write_checkpoint(folder: Path, dtype: str, device: str) -> Any:
 
 def _generate(config: EngineConfig, requests: Requests) -> tuple[list[Output], dict[str, int | float]]:
     """Two requests arrive each step, so that prompts and decodes share steps."""
-    engine = _engine(config)
+    engine = _engine(config, runs_ahead=False)
     outputs: dict[int, Output] = {}
     pending = list(requests)
     with _recorded_logits() as recorded:
@@ -196,9 +200,9 @@ def _recorded_logits() -> Iterator[list[Tensor]]:
     recorded: list[Tensor] = []
     original = sampling.sample
 
-    def record(logits: Tensor, rows: Sequence[Any]) -> list[int]:
+    def record(logits: Tensor, rows: Sequence[Any], **known: Any) -> list[int]:
         recorded.append(logits[: len(rows)].float().cpu())
-        return original(logits, rows)
+        return original(logits, rows, **known)
 
     users = [
         module

@@ -54,6 +54,7 @@ class GpuSampler:
         before, self._energy_mj = self._energy_mj, self._of_each(nvml.nvmlDeviceGetTotalEnergyConsumption)
         return {
             "gpu_utilization_percent": self._of_each(lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),
+            # With what the driver keeps to itself, some 600 MB.
             "gpu_memory_used_bytes": self._of_each(lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
             "gpu_power_w": [None if value is None else value / 1e3 for value in power_mw],
             "gpu_energy_j": [

@@ -1,4 +1,9 @@
-"""Samples the machine in a thread and the engine on the event loop, into a run's telemetry.jsonl."""
+"""Samples the machine in a thread and the engine on the event loop, into a run's telemetry.jsonl.
+
+A thread will do, since reading /proc and asking NVML gives the interpreter lock away: with 1,000 requests/s against the
+null engine on two busy cores, lag p99 of three runs is 0.82, 0.64 and 2.21 ms without telemetry, and 0.75, 0.76 and
+0.76 ms with a sample every 0.5 s.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import zipfile
 from collections import deque
@@ -22,6 +23,7 @@ from neobench.cli.sweep_points import POINT_FILE, Measurement, measure_points, p
 
 MAX_ATTEMPTS = 3
 """At a measurement whose node or worker dies; after that it has failed."""
+_ANSWER_S = 10.0
 _POLL_S = 1.0
 """How often nodes that joined are looked for."""
 
@@ -40,13 +42,14 @@ def measure_on_cluster(todo: Sequence[Measurement], address: str, command: list[
     except ImportError:
         raise click.ClickException("--ray needs Ray: pip install 'neobench[ray]'") from None
     try:
+        _check_answers(address)
         ray.init(
             address=None if address == "local" else address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise click.ClickException(f"cannot reach the Ray cluster at {address!r}: {error}") from None
     try:
         _Cluster(todo, command).run()
@@ -55,6 +58,13 @@ def measure_on_cluster(todo: Sequence[Measurement], address: str, command: list[
     finally:
         ray.shutdown()
     return False
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError unless something listens at host:port; Ray itself asks for a minute and says less."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
 
 
 class _Cluster:

@@ -91,7 +91,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'neobench[ray]'")
     file = tmp_path / "points.yaml"
     file.write_text('include: [{engine: "null", rate: 99, workload: "synthetic:8,4"}]')
-    process = start(file, "auto")
+    process = start(file, "127.0.0.1:1")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "cannot reach the Ray cluster at 'auto'" in stderr
+    assert "cannot reach the Ray cluster at '127.0.0.1:1'" in stderr

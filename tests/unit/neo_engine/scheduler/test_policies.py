@@ -96,6 +96,9 @@ def test_chunked_prefill_takes_up_what_fits_as_a_whole_and_preempts_the_newest(m
     engine.add_request([1] * 20, params)
     engine.step()
     assert engine.stats()["device_blocks_used"] == 2 + 4, "63 tokens of the second"
+    blocks = engine.config.device_blocks
+    assert engine.stats()["device_kv_used_fraction"] == pytest.approx((2 + 4) / blocks)
+    assert (engine.stats()["running_requests"], engine.stats()["waiting_requests"]) == (2.0, 1.0)
     assert engine.stats()["num_waiting"] == 1, "the third leaves alone what the second will need"
     while not engine.stats()["preemptions"]:
         engine.step()
