@@ -260,7 +260,9 @@ class _Driver:
             self._end(self._backlog.popleft(), _NEVER_ISSUED)
 
     async def _watch_engine(self) -> None:
-        while True:
+        # Cancelling is not enough to end it: wait_for before Python 3.12 forgets a cancellation that comes at the same
+        # time as what it waits for.
+        while not self._halt.is_set():
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._suspicion.wait(), self._options.liveness_interval_s)
             self._suspicion.clear()

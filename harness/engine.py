@@ -28,13 +28,18 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     """What a refusal (429, 503) asked for. A load generator does not retry; it tells."""
     error: str | None = None
+    ended_ns: int | None = None
+    """time.perf_counter_ns when the end of the answer came in; None: when `generate` returns."""
 
 
 class TokenSink(Protocol):
-    """Given to an engine for one request; stamps the clock each time it is called."""
+    """Given to an engine for one request; keeps the instant of each call."""
 
-    def tokens_arrived(self) -> None:
-        """Call once for each streamed event that carries at least one token."""
+    def tokens_arrived(self, at_ns: int | None = None) -> None:
+        """Call once for each streamed event that carries at least one token.
+
+        `at_ns` is time.perf_counter_ns when the event came in, where that was before this call; None: now.
+        """
 
 
 class Client(Protocol):
