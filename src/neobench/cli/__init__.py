@@ -13,6 +13,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("neobench.cli.run:run", "Measure engines under a workload at one or several request rates."),
     "search": ("neobench.cli.search:search", "Find the highest request rate that meets service level objectives."),
     "sweep": ("neobench.cli.sweep:sweep", "Measure every point of a YAML file: engines, workloads, rates, settings."),
+    "compare": ("neobench.cli.compare:compare", "Compare repeated runs: pass, regressed, improved or inconclusive."),
+    "gate": ("neobench.cli.gate:gate", "Judge repeated runs against a baseline, with exit codes for CI."),
     "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
     "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),
