@@ -159,8 +159,9 @@ def _percent(ratio: float) -> str:
 
 def _escaped(cell: str) -> str:
     """Text in a Markdown table: what came from a run neither ends a cell nor becomes HTML."""
-    replacements = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "`": "'"}
-    return cell.translate(str.maketrans(replacements))
+    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " "), ("`", "'")):
+        cell = cell.replace(character, replacement)
+    return cell
 
 
 def _clean(text: str) -> str:
