@@ -125,7 +125,7 @@ def _cells(metric: MetricResult) -> list[str]:
         ABSENT if metric.ratio is None else _percent(metric.ratio),
         ABSENT if metric.low is None or metric.high is None else f"{_percent(metric.low)} .. {_percent(metric.high)}",
         f"{100 * metric.threshold:.3g}%",
-        ABSENT if metric.detectable is None else f"{100 * metric.detectable:.2g}%",
+        ABSENT if metric.detectable is None else _share(metric.detectable),
         metric.verdict.value,
     ]
 
@@ -139,7 +139,7 @@ def _reasons(metric: MetricResult) -> Sequence[str]:
     if metric.detectable <= metric.threshold:
         return ["the change is close to the threshold; more repeats would tell"]
     needed = "more than 200" if metric.repeats_needed is None else f"about {metric.repeats_needed}"
-    visible = f"changes below {100 * metric.detectable:.2g}% do not show at this noise"
+    visible = f"changes below {_share(metric.detectable)} do not show at this noise"
     return [f"{visible}; a threshold of {100 * metric.threshold:.3g}% takes {needed} runs a side"]
 
 
@@ -151,6 +151,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return ABSENT
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def _percent(ratio: float) -> str:

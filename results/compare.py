@@ -228,7 +228,7 @@ def _compare_metric(
     worse = -1.0 if direction.bigger_is_better else 1.0
     judged = _judge(common, worse * np.log(values), worse * np.log(others), rules)
     if refused:
-        return _with(judged, verdict=Verdict.INCOMPARABLE, note=f"{', '.join(refused)} differ")
+        return _with(judged, verdict=Verdict.INCOMPARABLE)
     return judged
 
 

@@ -81,7 +81,7 @@ def gate(
             write_report(markdown, comparison_markdown(comparison))
         if junit is not None:
             write_report(junit, comparison_junit(comparison))
-        code = _exit_code(comparison, fail_inconclusive=fail_inconclusive)
+        code = exit_code(comparison, fail_inconclusive=fail_inconclusive)
     if action_file is not None:
         _write_action_file(side, action_file)
     if save_baseline is not None:
@@ -89,7 +89,7 @@ def gate(
     sys.exit(code)
 
 
-def _exit_code(comparison: Comparison, *, fail_inconclusive: bool) -> int:
+def exit_code(comparison: Comparison, *, fail_inconclusive: bool = False) -> int:
     from neobench.results.compare import Verdict
 
     incomparable = comparison.with_verdict(Verdict.INCOMPARABLE)
