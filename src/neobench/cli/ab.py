@@ -25,6 +25,12 @@ from neobench.cli.turns import TurnSide, check_sides, measure_turns, runs_of
 @click.option("--b", "b_options", metavar="OPTIONS", default="", help="Options of the side that is judged.")
 @click.option("--a-rev", metavar="REVISION", help="Run the baseline side with neobench as of this git revision.")
 @click.option("--b-rev", metavar="REVISION", help="The same for the side that is judged.")
+@click.option(
+    "--prepare",
+    metavar="COMMAND",
+    help="Run this by the shell in the checkout of each revision first, to build what it needs: a fresh clone has no "
+    "native CPU attention.",
+)
 @click.option("--turns", type=click.IntRange(2), default=5, show_default=True, help="Runs of each side.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first turn.")
 @click.option(
@@ -40,6 +46,7 @@ def ab(
     b_options: str,
     a_rev: str | None,
     b_rev: str | None,
+    prepare: str | None,
     turns: int,
     seed: int,
     output: Path | None,
@@ -74,7 +81,7 @@ def ab(
         raise click.UsageError("both sides are the same; for the noise of this machine see `neobench bisect-noise`")
     folder = output or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-ab"
     with contextlib.ExitStack() as stack:
-        checkouts = [None if rev is None else stack.enter_context(checkout(rev)) for rev in (a_rev, b_rev)]
+        checkouts = [None if rev is None else stack.enter_context(checkout(rev, prepare)) for rev in (a_rev, b_rev)]
         sides = [
             TurnSide(name, _split(text), source)
             for name, text, source in zip("ab", (a_options, b_options), checkouts, strict=True)
@@ -104,7 +111,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def checkout(revision: str) -> Iterator[Path]:
+def checkout(revision: str, prepare: str | None) -> Iterator[Path]:
     """A clone of this repository at a revision, in a temporary folder; the repository itself is left as it is."""
     root = _git("rev-parse", "--show-toplevel")
     commit = _git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
@@ -114,6 +121,10 @@ def checkout(revision: str) -> Iterator[Path]:
         _git("-C", str(clone), "checkout", "--quiet", "--detach", commit)
         if not (clone / "src/neobench/__main__.py").exists():
             raise click.UsageError(f"{revision} holds no neobench: run this inside a checkout of neobench")
+        if prepare is not None:
+            code = subprocess.run(prepare, shell=True, cwd=clone, stdout=sys.stderr, check=False).returncode
+            if code != 0:
+                raise click.ClickException(f"--prepare failed in the checkout of {revision} (exit code {code})")
         yield clone
 
 

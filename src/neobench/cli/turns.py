@@ -44,6 +44,7 @@ def check_sides(sides: Sequence[TurnSide], common: Sequence[str]) -> None:
         for option in [*common, *side.options]:
             if option.partition("=")[0] in _OWN:
                 raise click.UsageError(f"{option} is set for each turn; leave it out")
+        _check_source(side)
         command = side.command(common, "--dry-run", "--json")
         planned = subprocess.run(command, env=side.environment(), capture_output=True, text=True, check=False)
         if planned.returncode != 0:
@@ -51,6 +52,19 @@ def check_sides(sides: Sequence[TurnSide], common: Sequence[str]) -> None:
             raise click.UsageError(
                 f"side {side.name}: {said[-1]} (neobench run {shlex.join([*common, *side.options])})"
             )
+
+
+def _check_source(side: TurnSide) -> None:
+    """An environment may prefer the neobench installed in it, and both sides would be the same code."""
+    if side.checkout is None:
+        return
+    command = [sys.executable, "-c", "import neobench; print(neobench.__file__)"]
+    loaded = subprocess.run(command, env=side.environment(), capture_output=True, text=True, check=False).stdout.strip()
+    if not Path(loaded).is_relative_to(side.checkout):
+        raise click.ClickException(
+            f"side {side.name} would run {loaded or 'no neobench'} instead of its revision; "
+            "use an environment in which neobench is not installed in editable mode"
+        )
 
 
 def measure_turns(sides: Sequence[TurnSide], common: Sequence[str], turns: int, seed: int, folder: Path) -> bool:
