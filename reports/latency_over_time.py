@@ -48,7 +48,7 @@ class RequestLatencies:
         names = ("scheduled_ns", "issued_ns", "first_token_ns", "ended_ns")
         table = pq.read_table(folder / PARQUET_FILE, columns=[*names, "outcome", "warmup"])
         scheduled, issued, first, ended = (
-            table[name].cast("float64").to_numpy(zero_copy_only=False) / 1e9 for name in names
+            table[name].cast("float64", safe=False).to_numpy(zero_copy_only=False) / 1e9 for name in names
         )
         ok = np.array(table["outcome"].to_pylist()) == Outcome.OK.value
         sent = ~table["warmup"].to_numpy(zero_copy_only=False).astype(bool) & ~np.isnan(issued)

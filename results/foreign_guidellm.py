@@ -23,6 +23,11 @@ _DISTRIBUTIONS = {
 _NOTE = "Converted from a file of GuideLLM, which keeps no instants between a request's first and last token: no ITL."
 _SAMPLED_NOTE = "The file has figures of {rows} of {total} requests only, so these are GuideLLM's own figures."
 _CUT_NOTE = "GuideLLM cut off what was in flight at its time limit; limit the number of requests instead."
+_LOST = (
+    "By its file, {lost} requests were due long before the benchmark began: GuideLLM lost its schedule and sent them "
+    "at once, whatever rate was asked for. Their latencies start when they were sent."
+)
+LONG_BEFORE_S = 60.0
 _COOLDOWN_NOTE = "GuideLLM's cool-down is in these figures."
 
 
@@ -164,26 +169,43 @@ def _run(benchmark: _Benchmark, *, tool: str, workload: str) -> ForeignRun:
         known=_known(benchmark, totals),
         missing=[*_ITL, *([] if lag_is_known else _LAG)],
         notes=notes,
+        incidents=_incidents(benchmark),
         reported=_reported(benchmark),
     )
 
 
+def _incidents(benchmark: _Benchmark) -> list[str]:
+    kinds = (Outcome.OK, Outcome.UNKNOWN_ERROR, Outcome.INTERRUPTED)
+    num_lost = sum(_is_lost(request, benchmark) for outcome in kinds for request in benchmark.requests.of(outcome))
+    return [_LOST.format(lost=num_lost)] if num_lost else []
+
+
 def _records(benchmark: _Benchmark) -> list[RequestRecord]:
-    """In the order of their targets."""
+    """In the order of their targets, from the benchmark's start or the first of them."""
     kinds = (Outcome.OK, Outcome.UNKNOWN_ERROR, Outcome.INTERRUPTED)
     found = [(request, outcome) for outcome in kinds for request in benchmark.requests.of(outcome)]
     found.sort(key=lambda entry: _due_s(entry[0], benchmark))
-    return [_record(request, outcome, index, benchmark) for index, (request, outcome) in enumerate(found)]
+    origin_s = min((_due_s(request, benchmark) for request, _ in found), default=0.0)
+    origin_s = min(origin_s, benchmark.scheduler_metrics.start_time)
+    return [_record(request, outcome, index, benchmark, origin_s) for index, (request, outcome) in enumerate(found)]
 
 
 def _due_s(request: _Request, benchmark: _Benchmark) -> float:
     timings = request.info.timings
-    due_s = timings.targeted_start if timings.targeted_start is not None else timings.request_start
+    due_s = timings.request_start if timings.targeted_start is None else timings.targeted_start
+    if _is_lost(request, benchmark):
+        due_s = timings.request_start
     return benchmark.scheduler_metrics.start_time if due_s is None else due_s
 
 
-def _record(request: _Request, outcome: Outcome, index: int, benchmark: _Benchmark) -> RequestRecord:
-    timings, origin_s = request.info.timings, benchmark.scheduler_metrics.start_time
+def _is_lost(request: _Request, benchmark: _Benchmark) -> bool:
+    """Due long before the benchmark began: a worker of GuideLLM 0.8.1 may draw targets before its clock is set."""
+    target_s = request.info.timings.targeted_start
+    return target_s is not None and target_s < benchmark.scheduler_metrics.start_time - LONG_BEFORE_S
+
+
+def _record(request: _Request, outcome: Outcome, index: int, benchmark: _Benchmark, origin_s: float) -> RequestRecord:
+    timings = request.info.timings
     measured_from_s = benchmark.scheduler_metrics.measure_start_time
 
     def instant_ns(instant_s: float | None) -> int | None:

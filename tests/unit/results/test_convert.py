@@ -127,6 +127,21 @@ def test_figures_of_guidellm_are_those_that_it_computed(converted):
     assert "fell behind its schedule" in reason
 
 
+def test_a_schedule_that_guidellm_lost_makes_its_run_invalid(tmp_path, converted):
+    """Targets counted from -1 s of the Unix epoch, as 0.8.1 writes them when a worker is ahead of its clock."""
+    theirs = document(GUIDELLM_POISSON)
+    del theirs["benchmarks"][1]
+    start_s = theirs["benchmarks"][0]["scheduler_metrics"]["start_time"]
+    for request in theirs["benchmarks"][0]["requests"]["successful"][:3]:
+        request["info"]["timings"]["targeted_start"] -= start_s + 1
+    file = tmp_path / "lost.json"
+    file.write_text(json.dumps(theirs))
+    (run,) = converted(file).values()
+    assert "3 requests were due long before the benchmark began" in run.summary["validity"]["reasons"][0]
+    assert 0 < run.summary["mean_e2el_ms"] < 1_000
+    assert (run.path / "latency.png").exists()
+
+
 def test_requests_that_guidellm_cut_off_make_its_run_invalid(converted):
     (run,) = converted(GUIDELLM_CONCURRENT).values()
     assert run.info.spec["arrival"] == {"kind": "all_at_once", "concurrency": 2}
