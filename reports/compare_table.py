@@ -64,6 +64,8 @@ def comparison_notes(comparison: Comparison) -> list[str]:
         notes += [f"{where}{_differs(name, *values)}, which was allowed." for name, values in point.allowed.items()]
         notes += [f"INVALID: {sentence}" for sentence in point.invalid]
         notes += [f"{where}{metric.metric}: {note}." for metric in point.metrics for note in _reasons(metric)]
+        if point.could_pair and any(metric.verdict == Verdict.INCONCLUSIVE for metric in point.metrics):
+            notes.append(f"{where}both sides had the same requests, run by run; --paired lets what they share cancel.")
         if not point.metrics:
             notes.append(f"{where}no metric that both sides have.")
     notes += [f"Missing on the side of {comparison.current}: {title}." for title in comparison.missing]
@@ -163,7 +165,15 @@ def _percent(ratio: float) -> str:
 
 def _escaped(cell: str) -> str:
     """Text in a Markdown table: what came from a run neither ends a cell nor becomes HTML."""
-    for character, replacement in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " "), ("`", "'")):
+    for character, replacement in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ("|", "\\|"),
+        ("\n", " "),
+        ("`", "'"),
+        ("[", "&#91;"),
+    ):
         cell = cell.replace(character, replacement)
     return cell
 

@@ -25,7 +25,7 @@ def _bar(value: float, highest: float) -> str:
     if not math.isfinite(value):
         return GAP
     share = value / highest if highest > 0 else 0.0
-    return BARS[min(int(share * len(BARS)), len(BARS) - 1)]
+    return BARS[max(0, min(int(share * len(BARS)), len(BARS) - 1))]
 
 
 def ttft_over_time_ms(columns: RecordColumns, bins: int) -> npt.NDArray[np.float64]:

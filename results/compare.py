@@ -87,6 +87,8 @@ class PointResult:
     """As `differing`, where it was allowed."""
     invalid: list[str]
     """Reasons of invalid runs, with the run in front."""
+    could_pair: bool
+    """Run by run both sides had the same requests, and were not compared in pairs."""
     metrics: list[MetricResult]
 
     @property
@@ -160,6 +162,7 @@ def _compare_points(base: Point, current: Point, rules: Rules) -> PointResult:
         invalid=[
             f"{run.name}: {' '.join(run.reasons)}" for point in (base, current) for run in point.runs if not run.valid
         ],
+        could_pair=not rules.paired and len(base.runs) > 1 and _same_draws(base.runs, current.runs),
         metrics=[_compare_metric(name, limit, base, current, refused, rules) for name, limit in metrics.items()],
     )
 
