@@ -1,6 +1,10 @@
 """neobench ab and bisect-noise with real processes. The engine answers at once, so figures mean nothing here."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +78,25 @@ def test_a_revision_runs_its_own_code(tmp_path, monkeypatch):
     sources = {info["fingerprint"]["source"]["commit"] for info in run_infos(output, "a")}
     assert len(sources) == 1
     assert all(info["fingerprint"]["source"]["dirty"] is False for info in run_infos(output, "a"))
+
+
+@pytest.mark.slow
+def test_interrupted_turns_go_on(tmp_path):
+    output = tmp_path / "ab"
+    sides = ["--a", "--engine null", "--b", "--engine null --timeout 60"]
+    command = [sys.executable, "-m", "neobench", "ab", *sides, *COMMON, "--turns", "2", "--output", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = ""
+    while "Turn 1 of 2, b" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    os.killpg(process.pid, signal.SIGINT)
+    said += process.communicate(timeout=60)[1]
+    assert "Traceback" not in said, said
+    assert process.returncode in (1, 4), said
+    assert (output / "a/turn-0/done").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Turn 1 of 2, a" not in done.stderr
+    assert len(sorted(output.glob("?/turn-*/done"))) == 4

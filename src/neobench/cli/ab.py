@@ -31,7 +31,7 @@ from neobench.cli.turns import TurnSide, check_sides, measure_turns, runs_of
     help="Run this by the shell in the checkout of each revision first, to build what it needs: a fresh clone has no "
     "native CPU attention.",
 )
-@click.option("--turns", type=click.IntRange(2), default=5, show_default=True, help="Runs of each side.")
+@click.option("--turns", type=click.IntRange(2), default=7, show_default=True, help="Runs of each side.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first turn.")
 @click.option(
     "--output",
@@ -66,7 +66,7 @@ def ab(
     cancel (--paired is always on).
 
     \b
-    neobench ab --a "--engine gpu_only" --b "--engine neo" --workload carperai --rate 4 --turns 5
+    neobench ab --a "--engine gpu_only" --b "--engine neo" --workload carperai --rate 4 --turns 7
     neobench ab --a-rev main --b-rev HEAD --engine neo --workload carperai --rate 4      # two git revisions
     """
     from neobench.cli.gate import exit_code

@@ -87,6 +87,22 @@ def test_a_slowdown_of_one_percent_that_cannot_be_seen_is_inconclusive_and_not_p
     assert verdicts[Verdict.INCONCLUSIVE] >= 900
 
 
+def turns(count, slowdown, pairs=7):
+    """`count` comparisons of runs in turns on a machine that drifts by 20 %, with 5 % of noise that a turn shares."""
+    rng = np.random.default_rng(8)
+    rules = Rules(thresholds={"mean_ttft_ms": 0.03}, paired=True)
+    for _ in range(count):
+        shared = np.linspace(0, 0.2, pairs) + rng.normal(0, 0.05, pairs)
+        base = np.exp(shared + rng.normal(0, NOISE, pairs))
+        current = np.exp(shared + rng.normal(0, NOISE, pairs)) * (1 + slowdown)
+        yield compare(side("a", {"mean_ttft_ms": base}), side("b", {"mean_ttft_ms": current}), rules)
+
+
+def test_in_turns_a_drift_of_the_machine_cancels():
+    assert sum(verdict_of(one) == Verdict.REGRESSED for one in turns(1_000, 0.0)) <= 10
+    assert sum(verdict_of(one) == Verdict.REGRESSED for one in turns(1_000, 0.05)) >= 950
+
+
 def test_a_slowdown_within_a_threshold_that_is_finer_than_the_noise_is_seldom_passed():
     """The noise of ten runs looks by chance small enough for a threshold of 3 % in one gate of ten."""
     verdicts = Counter(verdict_of(gate) for gate in gates(500, slowdown=0.01, metrics=GATED[:1]))
