@@ -51,6 +51,9 @@ def test_sides_take_turns_with_the_same_requests_and_go_on_where_they_were(tmp_p
     assert again.exit_code in (0, 3, 4), again.output
     assert "Turn 1" not in again.output
     assert len(run_infos(output, "a")) == 3
+    other = CliRunner().invoke(main, [*command, "--turns", "3", "--num-requests", "20"])
+    assert other.exit_code == 2
+    assert "turns of other options" in other.output
 
 
 @pytest.mark.slow

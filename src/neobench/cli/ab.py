@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from neobench.cli.comparing import comparison_options, rules_of, show_comparison, write_report
+from neobench.cli.comparing import judging_options, rules_of, show_comparison, write_report
 from neobench.cli.turns import TurnSide, check_sides, measure_turns, runs_of
 
 
@@ -39,7 +39,7 @@ from neobench.cli.turns import TurnSide, check_sides, measure_turns, runs_of
     help="Folder of the runs; the same command goes on in it. Default: runs/<date>-ab.",
 )
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write a summary there.")
-@comparison_options
+@judging_options
 @click.argument("common", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF RUN]...")
 def ab(
     a_options: str,
@@ -54,8 +54,6 @@ def ab(
     metrics: dict[str, float | None],
     threshold: float,
     allowed: frozenset[str],
-    paired: bool,
-    baseline_dir: Path,
     as_json: bool,
     common: tuple[str, ...],
 ) -> None:
@@ -63,7 +61,7 @@ def ab(
 
     All options that are not named below go to `neobench run` on both sides; --a and --b add their own. The two runs
     of a turn have the same requests, each with an engine started anew, so requests and a slow drift of the machine
-    cancel (--paired is always on).
+    cancel.
 
     \b
     neobench ab --a "--engine gpu_only" --b "--engine neo" --workload carperai --rate 4 --turns 7
@@ -76,14 +74,15 @@ def ab(
     from neobench.results.directions import GATED
     from neobench.results.points import read_side
 
-    del paired, baseline_dir
     if (a_options, a_rev) == (b_options, b_rev):
         raise click.UsageError("both sides are the same; for the noise of this machine see `neobench bisect-noise`")
     folder = output or Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-ab"
     with contextlib.ExitStack() as stack:
         checkouts = [None if rev is None else stack.enter_context(checkout(rev, prepare)) for rev in (a_rev, b_rev)]
         sides = [
-            TurnSide(name, _split(text), source)
+            TurnSide(
+                name, _split(text), source, None if source is None else _git("-C", str(source), "rev-parse", "HEAD")
+            )
             for name, text, source in zip("ab", (a_options, b_options), checkouts, strict=True)
         ]
         check_sides(sides, common)

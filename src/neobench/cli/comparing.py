@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+def judging_options(command: _Command) -> _Command:
+    """metrics, threshold, allowed, as_json"""
+    for option in reversed(_JUDGING):
+        command = option(command)
+    return command
+
+
 def comparison_options(command: _Command) -> _Command:
-    for option in reversed(_OPTIONS):
+    """Those of judging, and paired and baseline_dir for sides that were measured before."""
+    for option in reversed((*_JUDGING[:-1], *_SIDES, _JUDGING[-1])):
         command = option(command)
     return command
 
@@ -64,7 +72,7 @@ def _fields(_context: click.Context, _option: click.Parameter, names: Sequence[s
     return frozenset(names)
 
 
-_OPTIONS = (
+_JUDGING = (
     click.option(
         "--metric",
         "metrics",
@@ -92,6 +100,9 @@ _OPTIONS = (
         help="Compare although this field differs: workload, load, model, dtype, hardware, provenance, tool, draws, "
         "validity.",
     ),
+    click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON on stdout."),
+)
+_SIDES = (
     click.option(
         "--paired",
         is_flag=True,
@@ -105,7 +116,6 @@ _OPTIONS = (
         show_default=True,
         help="Where saved baselines are.",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON on stdout."),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import click
 
-from neobench.cli.points import finished_run, new_run
+from neobench.cli.points import finished_run, new_run, write_whole
 from neobench.cli.run import EXIT_INVALID
 
 _OWN = ("--output", "--json", "--dry-run", "--seed")
 _SHOWN_LINES = 12
+PLAN_FILE = "turns.json"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class TurnSide:
     """Of `neobench run`."""
     checkout: Path | None = None
     """The source tree whose neobench runs; None: this one."""
+    commit: str | None = None
+    """Of that tree."""
 
     def command(self, common: Sequence[str], *more: str) -> list[str]:
         return [sys.executable, "-m", "neobench", "run", *common, *self.options, *more]
@@ -71,8 +75,12 @@ def measure_turns(sides: Sequence[TurnSide], common: Sequence[str], turns: int, 
     """Each side once a turn, with the same requests in a turn and others in the next; whether all were measured.
 
     The side that goes first alternates. Every run starts its engine anew. What is there already is kept. Ctrl-C ends
-    it after the run in flight has written what it has. Raises click.ClickException for a run that fails.
+    it after the run in flight has written what it has. Raises click.ClickException for a run that fails, and
+    click.UsageError for a folder with turns of other sides.
     """
+    _claim(
+        folder, {"sides": {side.name: [*side.options, side.commit] for side in sides}, "common": common, "seed": seed}
+    )
     for turn in range(turns):
         ordered = sides if turn % 2 == 0 else list(reversed(sides))
         for side in ordered:
@@ -83,6 +91,19 @@ def measure_turns(sides: Sequence[TurnSide], common: Sequence[str], turns: int, 
             if not _measure(side, common, str(seed + turn), new_run(stem)):
                 return False
     return True
+
+
+def _claim(folder: Path, plan: dict[str, object]) -> None:
+    """What was measured with other options must not pass for a turn of these."""
+    path = folder / PLAN_FILE
+    text = json.dumps(plan, indent=2) + "\n"
+    try:
+        if path.exists() and path.read_text() != text:
+            raise click.UsageError(f"{folder} has turns of other options ({path}): choose another --output")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
 
 
 def runs_of(folder: Path, side: str) -> list[Path]:
