@@ -119,7 +119,7 @@ def _save(name: str, side: Side, folder: Path, code: int) -> None:
     except StoreError as error:
         raise click.ClickException(str(error)) from None
     num_runs = sum(len(point.runs) for point in side.points)
-    click.echo(f"Baseline {name}: {num_runs} runs of {len(side.points)} points in {path}", err=True)
+    click.echo(f"Baseline {name} in {path} (points: {len(side.points)}, runs: {num_runs})", err=True)
 
 
 def _write_action_file(side: Side, path: Path) -> None:
