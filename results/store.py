@@ -218,20 +218,33 @@ def load_run(path: Path) -> Run:
 
     Raises StoreError, naming file and line, for anything that is not a run or is not what this version writes.
     """
-    info = _decode_file(path / RUN_FILE, RunInfo)
-    _check_schema(path / RUN_FILE, info.schema)
+    info = read_run_info(path)
     problems: list[str] = []
     columns = RecordColumns(iter_records(path, problems))
     complete = (path / SUMMARY_FILE).exists()
     if complete:
-        summary = _decode_file(path / SUMMARY_FILE, dict[str, Any])
-        _check_schema(path / SUMMARY_FILE, summary.get("schema"))
+        summary = read_summary(path)
     else:
         num_measured = int((~columns.warmup).sum())
         cut_short = f"The run was cut short: {num_measured} of {info.num_requests} requests were recorded."
         machine = machine_summary(read_telemetry(path))
         summary = build_summary(info, columns, engine_stats={}, machine=machine, incidents=[cut_short, *problems])
     return Run(path, info, columns, summary, complete, tuple(problems))
+
+
+def read_run_info(path: Path) -> RunInfo:
+    """run.json alone. Raises StoreError, first for a schema of another version."""
+    document = _decode_file(path / RUN_FILE, dict[str, Any])
+    _check_schema(path / RUN_FILE, document.get("schema"))
+    info: RunInfo = _decode_file(path / RUN_FILE, RunInfo)
+    return info
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json as stored. Raises StoreError."""
+    summary: dict[str, Any] = _decode_file(path / SUMMARY_FILE, dict[str, Any])
+    _check_schema(path / SUMMARY_FILE, summary.get("schema"))
+    return summary
 
 
 def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[RequestRecord]:

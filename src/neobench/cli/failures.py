@@ -14,7 +14,7 @@ MOST = 3
 def show_failures(runs: Sequence[Path]) -> None:
     """The most frequent errors of each run, on stderr."""
     for run in runs:
-        errors = _errors(run)
+        errors = frequent_errors(run)
         if not errors:
             continue
         click.echo(f"{run.name}: {errors.total()} failed requests; most often:", err=True)
@@ -22,12 +22,13 @@ def show_failures(runs: Sequence[Path]) -> None:
             click.echo(f"  {count} x {outcome}: {error}", err=True)
 
 
-def _errors(run: Path) -> Counter[tuple[str, str]]:
+def frequent_errors(run: Path) -> Counter[tuple[str, str]]:
+    """(outcome, error) of the measured requests that failed. Raises StoreError."""
     from neobench.results.record import Outcome
     from neobench.results.store import iter_records
 
-    found: Counter[tuple[str, str]] = Counter()
-    for record in iter_records(run):
-        if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup:
-            found[record.outcome.value, record.error or "no reason given"] += 1
-    return found
+    return Counter(
+        (record.outcome.value, record.error or "no reason given")
+        for record in iter_records(run)
+        if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup
+    )
