@@ -32,6 +32,22 @@ NEO_OPTIONS = (
     "sms",
 )
 
+VLLM_OPTIONS = (
+    "model",
+    "device",
+    "device_blocks",
+    "device_memory_fraction",
+    "dtype",
+    "block_size",
+    "device_threads",
+    "seed",
+    "max_model_tokens",
+    "max_batch_tokens",
+    "engine_python",
+    "prefix_caching",
+    "vllm_args",
+)
+
 
 def _own(description: str, policy: str, **fixed: int) -> EngineEntry:
     """neobench's own engine with one of its policies, and the options that the name fixes."""
@@ -44,6 +60,17 @@ def _own(description: str, policy: str, **fixed: int) -> EngineEntry:
     )
 
 
+def _vllm(description: str, *, paper: bool) -> EngineEntry:
+    return EngineEntry(
+        "neobench.engines.vllm:VllmEngine",
+        description,
+        settings={"paper": paper},
+        options=VLLM_OPTIONS,
+        limits="neobench.engines.vllm_settings:limits",
+        argument="TOKENS",
+    )
+
+
 ENGINES: Mapping[str, EngineEntry] = {
     "neo": _own("NEO: KV cache and decode attention split between the device and the host CPU", "asymmetric_pipeline"),
     "gpu_only": _own("the same engine with everything on the device, prompts whole: the paper's baseline", "gpu_only"),
@@ -53,6 +80,8 @@ ENGINES: Mapping[str, EngineEntry] = {
     "chunked_prefill_256": _own("the same with 256 tokens an iteration", "chunked_prefill", max_batch_tokens=256),
     "chunked_prefill_512": _own("the same with 512 tokens an iteration", "chunked_prefill", max_batch_tokens=512),
     "full_offload": _own("all decode attention on the host CPU (FastDecode)", "full_offload"),
+    "vllm": _vllm("a real `vllm serve` with chunked prefill; vllm:256 gives it 256 tokens an iteration", paper=False),
+    "vllm-neo-paper": _vllm("the same, slowed by the flags of the NEO paper's artifact", paper=True),
     "openai": EngineEntry(
         "neobench.engines.openai:OpenAIEngine",
         "any OpenAI-compatible server or service that is running, at --base-url",

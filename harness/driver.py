@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from neobench.harness.cancelling import cancel_and_wait
 from neobench.harness.clock import Clock, MonotonicClock
 from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.flight import Counts, Flight
@@ -156,9 +157,7 @@ class _Driver:
             if self._meter is not None:
                 self._usage = self._meter.read()
             self._halt.set()
-            for task in (work, halted, *helpers):
-                task.cancel()
-            await asyncio.gather(work, halted, *helpers, return_exceptions=True)
+            await cancel_and_wait(work, halted, *helpers)
             await self._settle()
             self._show_progress()
         if self._record_error is not None:

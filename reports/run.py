@@ -21,6 +21,8 @@ class ReportRun:
     summary: Mapping[str, Any]
     concurrency: int | None = None
     """The client's limit on requests in flight, if there was one."""
+    handicaps: tuple[str, ...] = ()
+    """Flags that slow the engine on purpose; a report must say so."""
 
     @classmethod
     def from_documents(cls, run: Mapping[str, Any], summary: Mapping[str, Any]) -> ReportRun:
@@ -34,6 +36,7 @@ class ReportRun:
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
             concurrency=spec["arrival"].get("concurrency"),
+            handicaps=tuple((run.get("engine") or {}).get("handicaps") or ()),
         )
 
     @property

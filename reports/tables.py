@@ -62,6 +62,8 @@ def _cells(runs: Sequence[ReportRun]) -> tuple[list[_Column], list[list[str]]]:
 
 def _notes(runs: Sequence[ReportRun]) -> list[str]:
     notes = [f"{run.title}: INVALID. {' '.join(run.reasons)}" for run in runs if not run.valid]
+    slowed = {run.engine: ", ".join(run.handicaps) for run in runs if run.handicaps}
+    notes += [f"{engine} is slowed on purpose by {handicaps}." for engine, handicaps in slowed.items()]
     notes += [note for run in runs if (note := run.cap_note)]
     foreign = dict.fromkeys(f"{run.engine} by {run.foreign_tool}" for run in runs if run.foreign_tool)
     notes += [f"{CONVERTED_MARK} Converted, measured: {'; '.join(foreign)}."] if foreign else []

@@ -18,6 +18,7 @@ from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 from neobench.cli.telemetry import telemetry_options
+from neobench.cli.vllm_options import vllm_options
 from neobench.cli.workload_options import pop_workload, workload_options
 
 EXIT_ERROR = 1
@@ -83,6 +84,7 @@ EXIT_INVALID = 4
 @telemetry_options
 @client_options
 @engine_options
+@vllm_options
 @openai_options
 @extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
@@ -97,6 +99,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
+    neobench run --engine neo,vllm,vllm:256 --engine-python ~/vllm/bin/python --rate 2,4
     neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
     neobench run --engine neo --arrival closed --concurrency 8        # always eight requests in flight
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
