@@ -99,6 +99,12 @@ ENGINES: Mapping[str, EngineEntry] = {
         ),
         limits="neobench.engines.openai_limits:limits",
     ),
+    "null_server": EngineEntry(
+        "neobench.engines.null_server:NullServerEngine",
+        "answers at once, over HTTP from a process of its own: measures the client (see `neobench selftest`)",
+        options=("max_model_tokens",),
+        limits="neobench.engines.null_server:limits",
+    ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",

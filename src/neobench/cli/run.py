@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
+from neobench.cli.client_options import client_options
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
+from neobench.cli.metrics_options import metrics_options
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
@@ -69,6 +71,7 @@ EXIT_INVALID = 4
     show_default=True,
     help="Seconds after which a request counts as failed.",
 )
+@metrics_options
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -79,6 +82,7 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @telemetry_options
+@client_options
 @engine_options
 @vllm_options
 @openai_options
@@ -97,6 +101,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
     neobench run --engine neo,vllm,vllm:256 --engine-python ~/vllm/bin/python --rate 2,4
     neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
+    neobench run --engine neo --arrival closed --concurrency 8        # always eight requests in flight
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -119,9 +124,18 @@ def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> 
     arrivals = arrival_specs(options.pop("rates"), options)
     common = {
         name: options.pop(name)
-        for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s", "telemetry_interval_s")
+        for name in (
+            "engines",
+            "num_requests",
+            "num_warmup",
+            "seed",
+            "timeout_s",
+            "telemetry_interval_s",
+            "client_processes",
+        )
     }
     common |= pop_workload(options)
+    common |= {"goodput_ms": options.pop("goodput_ms"), "percentiles": options.pop("percentiles") or ()}
     session = Session(
         **common,
         rates=tuple(arrivals),

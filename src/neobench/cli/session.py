@@ -58,8 +58,11 @@ class Session:
     telemetry_interval_s: float
     folder: Path
     quiet: bool
+    percentiles: tuple[float, ...] = ()
+    goodput_ms: dict[str, float] = field(default_factory=dict)
     workload_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
+    client_processes: int = 1
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -154,6 +157,9 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         seed=session.seed,
         timeout_s=session.timeout_s,
         exact_output=options.get("exact_output", True),
+        percentiles=session.percentiles,
+        goodput_ms=session.goodput_ms,
+        client_processes=session.client_processes,
     )
 
 
