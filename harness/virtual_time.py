@@ -38,7 +38,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now_ns / 1e9
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """Timers of the same instant run in the order in which they were set, which asyncio leaves open."""
@@ -73,7 +73,7 @@ class _Timer(asyncio.TimerHandle):
 
     def __lt__(self, other: object) -> bool:
         assert isinstance(other, _Timer)
-        return (self._when, self._order) < (other._when, other._order)
+        return (self.when(), self._order) < (other.when(), other._order)
 
 
 class _NeverWaits(selectors.DefaultSelector):
