@@ -24,7 +24,8 @@ def test_waiting_takes_virtual_time_alone() -> None:
 
 def test_timers_of_one_instant_run_in_the_order_in_which_they_were_set() -> None:
     async def main() -> list[int]:
-        loop, order = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        order: list[int] = []
         for index in range(100):
             timer = loop.call_at(1.0, order.append, index)
             if index % 3 == 0:

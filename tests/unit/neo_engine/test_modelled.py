@@ -30,7 +30,7 @@ def modelled(costs: CostModel, policy: str, noise: Noise | None = None, **settin
         times.append(measured)
         return tokens, measured
 
-    executor.execute = noted  # type: ignore[method-assign]
+    executor.execute = noted  # type: ignore[method-assign, assignment]
     engine = NeoEngine(config, executor, costs)
     for length in (400, 300, 200, 100, 350, 250):
         engine.add_request([0] * length, SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True))
