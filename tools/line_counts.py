@@ -13,13 +13,13 @@ from pathlib import Path
 
 BUDGET_LINES = {
     "neo_engine": 9000,
-    "harness": 4800,
+    "harness": 4200,
     "results": 3300,
     "reports": 1900,
     "pacpu": 4900,
     "engines": 2900,
     "workloads": 1500,
-    "src": 5400,
+    "src": 5000,
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
