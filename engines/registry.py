@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neobench.engines.entry import EngineEntry
@@ -115,12 +115,15 @@ ENGINES: Mapping[str, EngineEntry] = {
 """Those that come with neobench."""
 
 
-def find(name: str) -> tuple[EngineEntry, str | None]:
-    """The entry of "name" or "name:argument", and the argument. Raises EngineError for an unknown or a wrong one."""
+def find(name: str, options: Collection[str] = ()) -> tuple[EngineEntry, str | None]:
+    """The entry of "name" or "name:argument", and the argument. Raises EngineError for an unknown or a wrong one.
+
+    With "hardware" among the options it is the entry that models the engine.
+    """
     from neobench.harness.engine import EngineError
 
     base, colon, argument = name.partition(":")
-    entry = ENGINES.get(base) or _plugin_entry(base)
+    entry = _modelled_entry(base) if "hardware" in options else ENGINES.get(base) or _plugin_entry(base)
     if not colon:
         return entry, None
     if not entry.argument:
@@ -142,11 +145,20 @@ def _plugin_entry(name: str) -> EngineEntry:
     return found.entry
 
 
+def _modelled_entry(name: str) -> EngineEntry:
+    from neobench.engines.modelled_entries import MODELLED
+    from neobench.harness.engine import EngineError
+
+    if name not in MODELLED:
+        raise EngineError(f"{name} cannot be modelled; --hardware goes with {', '.join(MODELLED)}")
+    return MODELLED[name]
+
+
 def create(name: str, launch: Launch) -> Engine:
     """`launch.argument` is taken from the name. Raises EngineError for an unknown name or option."""
     from dataclasses import replace
 
-    entry, argument = find(name)
+    entry, argument = find(name, launch.options)
     make = _imported(entry.adapter)
     launch = replace(launch, argument=argument)
     engine: Engine = make(name, launch, **entry.settings) if entry.settings else make(launch)
@@ -155,7 +167,7 @@ def create(name: str, launch: Launch) -> Engine:
 
 def prompt_limits(name: str, model: str, options: Mapping[str, Any]) -> PromptLimits:
     """Of an engine that is to be started with these options. Raises EngineError if they cannot work."""
-    entry, _ = find(name)
+    entry, _ = find(name, options)
     if not entry.limits:
         return PromptLimits()
     limits: PromptLimits = _imported(entry.limits)(model, options, **entry.settings)

@@ -14,6 +14,7 @@ from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_
 from neobench.cli.client_options import client_options
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
 from neobench.cli.metrics_options import metrics_options
+from neobench.cli.modelled import modelled_options, run_in_its_time
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
@@ -83,6 +84,7 @@ EXIT_INVALID = 4
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @telemetry_options
 @client_options
+@modelled_options
 @engine_options
 @vllm_options
 @openai_options
@@ -102,6 +104,7 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo,vllm,vllm:256 --engine-python ~/vllm/bin/python --rate 2,4
     neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
     neobench run --engine neo --arrival closed --concurrency 8        # always eight requests in flight
+    neobench run --engine neo,gpu_only --hardware t4.json --rate 0.5,1,2 --num-requests 2000   # modelled, in seconds
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -109,11 +112,9 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
-    from neobench.harness.runner import run_async
-
     if session.folder.exists() and any(session.folder.iterdir()):
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
-    run_async(measure_all(session))
+    run_in_its_time(measure_all(session), session.engine_options)
     _finish(session, as_json=as_json)
 
 

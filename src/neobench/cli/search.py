@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neobench.cli.modelled import run_in_its_time
 from neobench.cli.openai_options import stored_command
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
 from neobench.cli.session import Session, StoppedError, draw_prompts, run_spec, say, slug, started
@@ -96,9 +97,7 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     if dry_run:
         _show_plan(session, slos, settings)
         return
-    from neobench.harness.runner import run_async
-
-    documents = run_async(_search_all(session, slos, settings))
+    documents = run_in_its_time(_search_all(session, slos, settings), session.engine_options)
     if as_json:
         click.echo(json.dumps(documents[0] if len(session.engines) == 1 and documents else documents, indent=2))
     _exit(documents, session)

@@ -15,6 +15,7 @@ import click
 from neobench.cli.arrivals import expected_span_s, load_label, load_slug
 from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
+from neobench.cli.modelled import in_its_time, is_modelled
 from neobench.cli.openai_options import stored, stored_command
 from neobench.cli.workload_options import WORKLOAD_SEEDS, workload_notes
 
@@ -257,7 +258,8 @@ async def measure_rate(
     spec = run_spec(session, name, rate)
     limits = registry.prompt_limits(name, session.model, engine_options(session, name))
     sent = prompts.for_engine(spec, text=limits.text)
-    expected_s = expected_span_s(spec.arrival, sent.requests)
+    modelled = is_modelled(session.engine_options)
+    expected_s = None if modelled else expected_span_s(spec.arrival, sent.requests)
     label = f"{name} at {load_label(spec.arrival)}"
     with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
         return await run_one(
@@ -268,9 +270,9 @@ async def measure_rate(
             context=replace(context, kind=provenance_kind(engine_options(session, name))),
             warmup=sent.warmup,
             workload=sent.facts,
-            options=DriveOptions(stop=stop, on_progress=show),
+            options=in_its_time(DriveOptions(stop=stop, on_progress=show), session.engine_options),
             watch=watch,
-            telemetry_interval_s=session.telemetry_interval_s,
+            telemetry_interval_s=0.0 if modelled else session.telemetry_interval_s,
         )
 
 
@@ -281,6 +283,8 @@ def slug(text: str) -> str:
 
 def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
     """Of a run with these options of its engine."""
+    if is_modelled(options):
+        return "modelled"
     return "emulated" if options.keys() & RESTRICTING else "measured"
 
 
