@@ -100,9 +100,10 @@ ENGINES: Mapping[str, EngineEntry] = {
         limits="neobench.engines.openai_limits:limits",
     ),
     "null_server": EngineEntry(
-        "neobench.engines.null_server:NullServerEngine",
-        "answers at once, over HTTP from a process of its own: measures the client (see `neobench selftest`)",
-        options=("max_model_tokens",),
+        "neobench.engines.null_server:engine",
+        "answers at once or after known delays, over HTTP from a process of its own: measures the client "
+        "(see `neobench selftest`)",
+        options=("max_model_tokens", "first_token_ms", "inter_token_ms", "log_instants"),
         limits="neobench.engines.null_server:limits",
     ),
     "null": EngineEntry(
