@@ -20,6 +20,7 @@ from neobench.engines.stand_in_api import (
     Asked,
     BadRequestError,
     json_answer,
+    prompt_start,
     read_request,
     refusal,
     request_id,
@@ -111,17 +112,17 @@ class _Connection(asyncio.Protocol):
             self._transport.write(refusal(b"400 Bad Request", str(error)))
             return
         if server.timing is None:
-            self._at_once(head, asked, received_ns)
+            self._at_once(head, body, asked, received_ns)
             return
         plan = server.timing(received_ns, asked.output_tokens)
-        instants = _instants(head, asked, received_ns, plan)
+        instants = _instants(head, body, asked, received_ns, plan)
         self._answer = _Answer(server, self._transport, asked, plan, instants, self._answered)
 
-    def _at_once(self, head: bytes, asked: Asked, received_ns: int) -> None:
+    def _at_once(self, head: bytes, body: bytes, asked: Asked, received_ns: int) -> None:
         answer = whole_stream(asked) if asked.stream else whole_body(asked)
         log = self._server.log
         if log is not None:
-            instants = _instants(head, asked, received_ns, Plan(received_ns, [received_ns]))
+            instants = _instants(head, body, asked, received_ns, Plan(received_ns, [received_ns]))
             instants.token_ns = array("q", [time.perf_counter_ns()]) * asked.output_tokens
             instants.completed = True
             log.began()
@@ -134,10 +135,10 @@ class _Connection(asyncio.Protocol):
         self._take(time.perf_counter_ns())
 
 
-def _instants(head: bytes, asked: Asked, received_ns: int, plan: Plan) -> Instants:
+def _instants(head: bytes, body: bytes, asked: Asked, received_ns: int, plan: Plan) -> Instants:
     return Instants(
         request_id=request_id(head),
-        prompt_start=asked.prompt_start,
+        prompt_start=prompt_start(body),
         prompt_tokens=asked.prompt_tokens,
         output_tokens=asked.output_tokens,
         received_ns=received_ns,
