@@ -7,7 +7,6 @@ import asyncio
 import re
 import signal
 import time
-from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -123,7 +122,7 @@ class _Connection(asyncio.Protocol):
         log = self._server.log
         if log is not None:
             instants = _instants(head, body, asked, received_ns, Plan(received_ns, [received_ns]))
-            instants.token_ns = array("q", [time.perf_counter_ns()]) * asked.output_tokens
+            instants.token_ns = [time.perf_counter_ns()] * asked.output_tokens
             instants.completed = True
             log.began()
             log.ended(instants)
@@ -144,7 +143,7 @@ def _instants(head: bytes, body: bytes, asked: Asked, received_ns: int, plan: Pl
         received_ns=received_ns,
         began_ns=plan.began_ns,
         last_due_ns=plan.token_due_ns[-1],
-        token_ns=array("q"),
+        token_ns=[],
     )
 
 
@@ -184,7 +183,7 @@ class _Answer:
         now_ns = time.perf_counter_ns()
         if not asked.stream:
             self._transport.write(whole_body(asked))
-            instants.token_ns = array("q", [now_ns]) * asked.output_tokens
+            instants.token_ns = [now_ns] * asked.output_tokens
             self._end()
             return
         sent = len(instants.token_ns)
