@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,7 @@ from neobench.engines.stand_in_api import (
     whole_body,
     whole_stream,
 )
+from neobench.harness.engine import EngineError
 
 _HEAD_END = b"\r\n\r\n"
 _CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -217,12 +219,15 @@ def argument_parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_server(model: str, timing: Timing | None, *, port: int, log: Path | None) -> None:
-    """Until SIGTERM or SIGINT, on which the log is written out. Raises EngineError where it cannot be made."""
+    """Until SIGTERM or SIGINT, on which the log is written out. Exits with a sentence if it cannot listen or log."""
     from neobench.harness.descriptors import allow_connections
     from neobench.harness.runner import run_async
 
     allow_connections(MAX_CONNECTIONS)
-    run_async(_serve(model, timing, port, None if log is None else InstantLog(log)))
+    try:
+        run_async(_serve(model, timing, port, None if log is None else InstantLog(log)))
+    except EngineError as error:
+        sys.exit(str(error))
 
 
 async def _serve(model: str, timing: Timing | None, port: int, log: InstantLog | None) -> None:
@@ -231,10 +236,14 @@ async def _serve(model: str, timing: Timing | None, port: int, log: InstantLog |
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     server = StandInServer(model, timing, log)
-    listening = await loop.create_server(partial(_Connection, server), HOST, port, backlog=BACKLOG)
+    try:
+        listening = await loop.create_server(partial(_Connection, server), HOST, port, backlog=BACKLOG)
+    except OSError as error:
+        raise EngineError(f"cannot listen on port {port} of {HOST}: {error}") from error
     try:
         await stop.wait()
     finally:
         listening.close()
+        server.deadlines.close()
         if log is not None:
             log.write()
