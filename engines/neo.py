@@ -9,7 +9,7 @@ from typing import Any
 from neobench.engines.launch import Launch, nearest_names
 from neobench.engines.openai_http import CompletionsClient
 from neobench.engines.process import ServerProcess, free_port
-from neobench.harness.engine import Completion, EngineError, TokenSink
+from neobench.harness.engine import ClientRecipe, Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 
 FLAGS: Mapping[str, str] = {
@@ -85,6 +85,12 @@ class NeoEngine:
         """The numbers of GET /stats, a flat object; a boolean in it is a fact, not a counter."""
         answer = await self._started_client().get_json("/stats")
         return {key: value for key, value in answer.items() if type(value) in (int, float)}
+
+    def client_recipe(self) -> ClientRecipe:
+        assert self._process is not None, f"{self.name} is not started"
+        return ClientRecipe(
+            factory="neobench.engines.openai_http:CompletionsClient", arguments={"base_url": self._process.url}
+        )
 
     async def stop(self) -> None:
         if self._client is not None:

@@ -15,7 +15,7 @@ from neobench.engines.launch import DEFAULT_VOCAB_SIZE, Launch, nearest_names
 from neobench.engines.openai_http import CompletionsClient
 from neobench.engines.openai_limits import OPTIONS, checked_url, limits
 from neobench.engines.sse import error_message
-from neobench.harness.engine import Completion, EngineError, TokenSink
+from neobench.harness.engine import ClientRecipe, Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 from neobench.results.record import Outcome
 
@@ -45,6 +45,7 @@ class OpenAIEngine:
         self._exact_output: bool = options.get("exact_output", True)
         self._client: CompletionsClient | None = None
         self._facts: dict[str, Any] = {}
+        self._client_arguments: dict[str, Any] = {}
         self._suspicious = False
 
     async def start(self) -> None:
@@ -68,14 +69,15 @@ class OpenAIEngine:
             "header_names": sorted(self._headers),
             "api_key_env": self._key_env if self._key() else None,
         }
-        client = CompletionsClient(
-            self._url,
-            model,
-            api=self._api,
-            headers=headers,
-            extra_body=self._extra_body,
-            exact_output=self._exact_output,
-        )
+        self._client_arguments = {
+            "base_url": self._url,
+            "model": model,
+            "api": self._api,
+            "headers": headers,
+            "extra_body": self._extra_body,
+            "exact_output": self._exact_output,
+        }
+        client = CompletionsClient(**self._client_arguments)
         await client.open()
         self._client = client
 
@@ -113,6 +115,10 @@ class OpenAIEngine:
     async def stats(self) -> Mapping[str, int | float]:
         """The API has no counters."""
         return {}
+
+    def client_recipe(self) -> ClientRecipe:
+        assert self._client is not None, "openai is not started"
+        return ClientRecipe(factory="neobench.engines.openai_http:CompletionsClient", arguments=self._client_arguments)
 
     async def stop(self) -> None:
         if self._client is not None:

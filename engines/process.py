@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
 
-from neobench.engines import die_with_parent
+from neobench.engines import die_with_parent, group_guard
 from neobench.harness.engine import EngineError
 
 HOST = "127.0.0.1"
@@ -36,12 +36,24 @@ def free_port() -> int:
 class ServerProcess:
     """One start and one stop. The server leads a process group of its own.
 
-    On Linux it does not outlive this process; to be exact, the thread that starts it.
+    On Linux it does not outlive this process; to be exact, the thread that starts it. That holds for the program alone
+    unless `several_processes` says that it starts others, which must stay in its group; `pid` is then of their guard.
+    `environment` is added to this process's own.
     """
 
-    def __init__(self, command: Sequence[str], *, port: int, log_path: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        log_path: Path,
+        environment: Mapping[str, str] | None = None,
+        several_processes: bool = False,
+    ) -> None:
         self.url = f"http://{HOST}:{port}"
         self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        self._wrapper = str((group_guard if several_processes else die_with_parent).__file__)
         self._log_path = log_path
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -80,13 +92,14 @@ class ServerProcess:
 
     def _spawn(self) -> None:
         assert self._child is None, "a ServerProcess is started once"
-        wrapper = [sys.executable, "-I", die_with_parent.__file__, str(os.getpid())]
+        wrapper = [sys.executable, "-I", self._wrapper, str(os.getpid())]
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             with self._log_path.open("ab") as log:
                 self._log_start = log.tell()
                 self._child = subprocess.Popen(
                     [*wrapper, *self._command],
+                    env=self._environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neobench.engines.entry import EngineEntry
@@ -32,6 +32,22 @@ NEO_OPTIONS = (
     "sms",
 )
 
+VLLM_OPTIONS = (
+    "model",
+    "device",
+    "device_blocks",
+    "device_memory_fraction",
+    "dtype",
+    "block_size",
+    "device_threads",
+    "seed",
+    "max_model_tokens",
+    "max_batch_tokens",
+    "engine_python",
+    "prefix_caching",
+    "vllm_args",
+)
+
 
 def _own(description: str, policy: str, **fixed: int) -> EngineEntry:
     """neobench's own engine with one of its policies, and the options that the name fixes."""
@@ -44,6 +60,17 @@ def _own(description: str, policy: str, **fixed: int) -> EngineEntry:
     )
 
 
+def _vllm(description: str, *, paper: bool) -> EngineEntry:
+    return EngineEntry(
+        "neobench.engines.vllm:VllmEngine",
+        description,
+        settings={"paper": paper},
+        options=VLLM_OPTIONS,
+        limits="neobench.engines.vllm_settings:limits",
+        argument="TOKENS",
+    )
+
+
 ENGINES: Mapping[str, EngineEntry] = {
     "neo": _own("NEO: KV cache and decode attention split between the device and the host CPU", "asymmetric_pipeline"),
     "gpu_only": _own("the same engine with everything on the device, prompts whole: the paper's baseline", "gpu_only"),
@@ -53,6 +80,8 @@ ENGINES: Mapping[str, EngineEntry] = {
     "chunked_prefill_256": _own("the same with 256 tokens an iteration", "chunked_prefill", max_batch_tokens=256),
     "chunked_prefill_512": _own("the same with 512 tokens an iteration", "chunked_prefill", max_batch_tokens=512),
     "full_offload": _own("all decode attention on the host CPU (FastDecode)", "full_offload"),
+    "vllm": _vllm("a real `vllm serve` with chunked prefill; vllm:256 gives it 256 tokens an iteration", paper=False),
+    "vllm-neo-paper": _vllm("the same, slowed by the flags of the NEO paper's artifact", paper=True),
     "openai": EngineEntry(
         "neobench.engines.openai:OpenAIEngine",
         "any OpenAI-compatible server or service that is running, at --base-url",
@@ -70,6 +99,12 @@ ENGINES: Mapping[str, EngineEntry] = {
         ),
         limits="neobench.engines.openai_limits:limits",
     ),
+    "null_server": EngineEntry(
+        "neobench.engines.null_server:NullServerEngine",
+        "answers at once, over HTTP from a process of its own: measures the client (see `neobench selftest`)",
+        options=("max_model_tokens",),
+        limits="neobench.engines.null_server:limits",
+    ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",
@@ -80,12 +115,15 @@ ENGINES: Mapping[str, EngineEntry] = {
 """Those that come with neobench."""
 
 
-def find(name: str) -> tuple[EngineEntry, str | None]:
-    """The entry of "name" or "name:argument", and the argument. Raises EngineError for an unknown or a wrong one."""
+def find(name: str, options: Collection[str] = ()) -> tuple[EngineEntry, str | None]:
+    """The entry of "name" or "name:argument", and the argument. Raises EngineError for an unknown or a wrong one.
+
+    With "hardware" among the options it is the entry that models the engine.
+    """
     from neobench.harness.engine import EngineError
 
     base, colon, argument = name.partition(":")
-    entry = ENGINES.get(base) or _plugin_entry(base)
+    entry = _modelled_entry(base) if "hardware" in options else ENGINES.get(base) or _plugin_entry(base)
     if not colon:
         return entry, None
     if not entry.argument:
@@ -107,11 +145,20 @@ def _plugin_entry(name: str) -> EngineEntry:
     return found.entry
 
 
+def _modelled_entry(name: str) -> EngineEntry:
+    from neobench.engines.modelled_entries import MODELLED
+    from neobench.harness.engine import EngineError
+
+    if name not in MODELLED:
+        raise EngineError(f"{name} cannot be modelled; --hardware goes with {', '.join(MODELLED)}")
+    return MODELLED[name]
+
+
 def create(name: str, launch: Launch) -> Engine:
     """`launch.argument` is taken from the name. Raises EngineError for an unknown name or option."""
     from dataclasses import replace
 
-    entry, argument = find(name)
+    entry, argument = find(name, launch.options)
     make = _imported(entry.adapter)
     launch = replace(launch, argument=argument)
     engine: Engine = make(name, launch, **entry.settings) if entry.settings else make(launch)
@@ -120,7 +167,7 @@ def create(name: str, launch: Launch) -> Engine:
 
 def prompt_limits(name: str, model: str, options: Mapping[str, Any]) -> PromptLimits:
     """Of an engine that is to be started with these options. Raises EngineError if they cannot work."""
-    entry, _ = find(name)
+    entry, _ = find(name, options)
     if not entry.limits:
         return PromptLimits()
     limits: PromptLimits = _imported(entry.limits)(model, options, **entry.settings)

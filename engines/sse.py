@@ -8,6 +8,8 @@ import msgspec
 
 DONE = b"[DONE]"
 MAX_QUOTED_BYTES = 200
+MAX_EVENT_BYTES = 2**24
+"""A stream without an end of an event would fill the memory."""
 
 
 class StreamError(Exception):
@@ -15,10 +17,16 @@ class StreamError(Exception):
 
 
 class _Delta(msgspec.Struct):
-    """Of a chat. Some servers stream what a model thinks before it answers under a name of its own."""
+    """Of a chat. Servers stream what a model thinks before it answers under one of two names."""
 
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.content or self.reasoning_content or self.reasoning or self.tool_calls)
 
 
 class _Choice(msgspec.Struct):
@@ -58,7 +66,7 @@ class CompletionEvent(msgspec.Struct):
 def _carries_tokens(choice: _Choice) -> bool:
     if choice.delta is not None:
         # The first event of a chat names the role alone.
-        return bool(choice.delta.content or choice.delta.reasoning_content or choice.token_ids)
+        return bool(choice.token_ids) or not choice.delta.is_empty
     return bool(choice.text or choice.token_ids or choice.finish_reason is None)
 
 
@@ -75,12 +83,17 @@ class EventSplitter:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The payloads that this chunk completes; events without data (comments, keep-alives) are left out."""
+        """The payloads that this chunk completes; events without data (comments, keep-alives) are left out.
+
+        Raises StreamError for an event of more than MAX_EVENT_BYTES.
+        """
         buffer = self._rest + chunk
         # JSON escapes its carriage returns, so one in the stream belongs to a line end; its newline may still come.
         if b"\r" in buffer:
             buffer = buffer.replace(b"\r\n", b"\n")
         *events, self._rest = buffer.split(b"\n\n")
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise StreamError(f"an event has more than {MAX_EVENT_BYTES} bytes: {quoted(self._rest)}")
         return [payload for event in events if (payload := _payload(event))]
 
     def finish(self) -> list[bytes]:

@@ -12,14 +12,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from neobench.harness.cancelling import cancel_and_wait
 from neobench.harness.clock import Clock, MonotonicClock
-from neobench.harness.engine import Completion, Engine, EngineError
+from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.flight import Counts, Flight
+from neobench.harness.liveness import why_dead
 from neobench.harness.request import PromptRequest
+from neobench.harness.usage import ClientUsage, UsageMeter
 from neobench.results.record import Outcome, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -28,12 +32,18 @@ START_LEAD_NS = 10_000_000
 """Between the decision to start and the start of the schedule, so that the first arrival is not late already."""
 ABORT_GRACE_S = 5.0
 """How long an engine may take to let go of cancelled requests before the run ends without waiting for them."""
-LIVENESS_TIMEOUT_S = 10.0
-"""A liveness check without an answer says that the engine is busy, not that it is dead."""
 
 
 ScheduleStart = Callable[[], Awaitable[int | None]]
 """Awaited when the warm-up has ended. It may say when the schedule starts, by the clock; None: at once."""
+
+
+class Target(Protocol):
+    """What is driven: an Engine, or in a process of its own a client of one."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion: ...
+
+    async def check_alive(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,16 +64,21 @@ class DriveResult:
     """Stopped before every request had run to its end."""
     engine_error: EngineError | None
     """Set when the engine died; every record was still delivered."""
+    usage: ClientUsage | None = None
+    """None when the schedule never started."""
+    incidents: tuple[str, ...] = ()
+    """Sentences about what went wrong in the client itself."""
 
 
 async def drive(
     requests: Sequence[PromptRequest],
     offsets_ns: npt.NDArray[np.int64],
-    engine: Engine,
+    engine: Target,
     on_record: Callable[[RequestRecord], None],
     *,
     timeout_s: float,
     concurrency: int | None = None,
+    closed_loop: bool = False,
     warmup: Sequence[PromptRequest] = (),
     on_schedule_start: ScheduleStart | None = None,
     options: DriveOptions | None = None,
@@ -72,6 +87,7 @@ async def drive(
 
     `on_schedule_start` is awaited in between. `timeout_s` runs from the moment a request is issued. With `concurrency`,
     a measured request that would be one too many in flight waits here, in its turn, and its record says until when.
+    In a `closed_loop` such a request was not due earlier: it counts as scheduled when its turn comes.
     `on_record` is called as each request ends. If it raises (a full disk), the run stops and the error is raised here.
     """
     if len(requests) != len(offsets_ns):
@@ -82,6 +98,7 @@ async def drive(
         options or DriveOptions(),
         timeout_s=timeout_s,
         concurrency=concurrency,
+        closed_loop=closed_loop,
         num_measured=len(requests),
     )
     driver.plan(warmup, [0] * len(warmup), warmup=True)
@@ -93,12 +110,13 @@ async def drive(
 class _Driver:
     def __init__(
         self,
-        engine: Engine,
+        engine: Target,
         on_record: Callable[[RequestRecord], None],
         options: DriveOptions,
         *,
         timeout_s: float,
         concurrency: int | None,
+        closed_loop: bool,
         num_measured: int,
     ) -> None:
         self._engine = engine
@@ -106,10 +124,15 @@ class _Driver:
         self._options = options
         self._timeout_s = timeout_s
         self._concurrency = concurrency
+        self._closed_loop = closed_loop
+        self._meter: UsageMeter | None = None
+        self._usage: ClientUsage | None = None
         self._clock = options.clock
         self._counts = Counts(num_measured)
         self._backlog: deque[Flight] = deque()
         self._in_flight: set[Flight] = set()
+        self._landings_ns: deque[int] = deque()
+        """When slots of a limit on concurrency became free again; each is taken by one request."""
         self._landed = asyncio.Event()
         self._halt = asyncio.Event()
         self._suspicion = asyncio.Event()
@@ -131,38 +154,50 @@ class _Driver:
                 await self._check_engine()
         finally:
             interrupted = bool(self._backlog or self._in_flight)
+            if self._meter is not None:
+                self._usage = self._meter.read()
             self._halt.set()
-            for task in (work, halted, *helpers):
-                task.cancel()
-            await asyncio.gather(work, halted, *helpers, return_exceptions=True)
+            await cancel_and_wait(work, halted, *helpers)
             await self._settle()
             self._show_progress()
         if self._record_error is not None:
             raise self._record_error
-        return DriveResult(interrupted, self._engine_error)
+        return DriveResult(interrupted, self._engine_error, self._usage)
 
     async def _work(self, on_schedule_start: ScheduleStart | None) -> None:
         await self._fly(self._clock.now_ns() + START_LEAD_NS, warmup=True)
         origin_ns = None if on_schedule_start is None else await on_schedule_start()
+        self._meter = UsageMeter()
         await self._fly(self._clock.now_ns() + START_LEAD_NS if origin_ns is None else origin_ns, warmup=False)
 
     async def _fly(self, origin_ns: int, *, warmup: bool) -> None:
         """Issue one part of the backlog on its schedule and wait until all of it has ended."""
-        released_ns = 0
+        free_slots = self._concurrency if not warmup else None
         while self._backlog and self._backlog[0].warmup == warmup:
-            await self._clock.sleep_until_ns(origin_ns + self._backlog[0].scheduled_ns)
-            if self._concurrency is not None and not warmup and len(self._in_flight) >= self._concurrency:
+            deadline_ns = origin_ns + self._backlog[0].scheduled_ns
+            # A closed loop yields when its slots are taken; a pass of the event loop for each would make them wait.
+            if not self._closed_loop or warmup or self._clock.now_ns() < deadline_ns:
+                await self._clock.sleep_until_ns(deadline_ns)
+            while self._concurrency is not None and not warmup and len(self._in_flight) >= self._concurrency:
                 await self._one_landed()
-                released_ns = self._clock.now_ns() - origin_ns
             flight = self._backlog.popleft()
             flight.origin_ns = origin_ns
-            if released_ns > flight.scheduled_ns:
-                # Held back itself, or queued behind one that was.
-                flight.ready_ns = released_ns
+            if free_slots:
+                free_slots -= 1
+            elif free_slots == 0:
+                self._hold_back(flight, released_ns=self._landings_ns.popleft())
             self._in_flight.add(flight)
             flight.task = asyncio.create_task(self._serve(flight))
         while self._in_flight:
             await self._one_landed()
+
+    def _hold_back(self, flight: Flight, *, released_ns: int) -> None:
+        """Its slot was free from `released_ns` on, whenever this loop came to see that."""
+        if released_ns <= flight.scheduled_ns:
+            return
+        flight.ready_ns = released_ns
+        if self._closed_loop:
+            flight.scheduled_ns = released_ns
 
     async def _one_landed(self) -> None:
         self._landed.clear()
@@ -198,6 +233,8 @@ class _Driver:
         self._in_flight.discard(flight)
         self._landed.set()
         record = flight.end(completion)
+        if self._concurrency is not None and not flight.warmup and record.ended_ns is not None:
+            self._landings_ns.append(record.ended_ns)
         if self._record_error is not None:
             return
         try:
@@ -222,21 +259,16 @@ class _Driver:
             self._end(self._backlog.popleft(), _NEVER_ISSUED)
 
     async def _watch_engine(self) -> None:
-        while True:
+        # Cancelling is not enough to end it: wait_for before Python 3.12 forgets a cancellation that comes at the same
+        # time as what it waits for.
+        while not self._halt.is_set():
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._suspicion.wait(), self._options.liveness_interval_s)
             self._suspicion.clear()
             await self._check_engine()
 
     async def _check_engine(self) -> None:
-        try:
-            await asyncio.wait_for(self._engine.check_alive(), LIVENESS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            return
-        except EngineError as error:
-            self._engine_error = error
-        except Exception as error:
-            self._engine_error = EngineError(f"cannot tell whether the engine is alive: {error!r}")
+        self._engine_error = await why_dead(self._engine)
         if self._engine_error is not None:
             self._halt.set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -28,13 +28,40 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     """What a refusal (429, 503) asked for. A load generator does not retry; it tells."""
     error: str | None = None
+    ended_ns: int | None = None
+    """time.perf_counter_ns when the end of the answer came in; None: when `generate` returns."""
 
 
 class TokenSink(Protocol):
-    """Given to an engine for one request; stamps the clock each time it is called."""
+    """Given to an engine for one request; keeps the instant of each call."""
 
-    def tokens_arrived(self) -> None:
-        """Call once for each streamed event that carries at least one token."""
+    def tokens_arrived(self, at_ns: int | None = None) -> None:
+        """Call once for each streamed event that carries at least one token.
+
+        `at_ns` is time.perf_counter_ns when the event came in, where that was before this call; None: now.
+        """
+
+
+class Client(Protocol):
+    """Sends requests to an engine from a process of its own; opened and closed once."""
+
+    async def open(self) -> None:
+        """Raises EngineError."""
+
+    async def generate(self, request: PromptRequest, sink: TokenSink) -> Completion:
+        """As Engine.generate."""
+
+    async def close(self) -> None:
+        """Safe to call twice, and after a failed `open`."""
+
+
+class ClientRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How another process makes a Client of an engine that is started."""
+
+    factory: str
+    """"module:callable", imported there."""
+    arguments: dict[str, Any] = {}
+    """Its keyword arguments; plain JSON values."""
 
 
 class Engine(Protocol):
@@ -63,3 +90,11 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free everything. Safe to call twice, and after a failed start."""
+
+
+@runtime_checkable
+class SharedEngine(Protocol):
+    """An Engine that several client processes can drive. One without this lives in the process that measures."""
+
+    def client_recipe(self) -> ClientRecipe:
+        """Of an engine that is started."""

@@ -59,10 +59,10 @@ class Flight:
         self._clock = clock
         self._counts = counts
 
-    def tokens_arrived(self) -> None:
+    def tokens_arrived(self, at_ns: int | None = None) -> None:
         if self.recorded:
             return
-        self.token_ns.append(self._clock.now_ns() - self.origin_ns)
+        self.token_ns.append((self._clock.now_ns() if at_ns is None else at_ns) - self.origin_ns)
         if not self.warmup:
             self._counts.tokens += 1
 
@@ -97,7 +97,7 @@ class Flight:
             issued_ns=self.issued_ns,
             first_token_ns=self.token_ns[0] if self.token_ns else None,
             token_ns=self.token_ns,
-            ended_ns=None if self.issued_ns is None else self._clock.now_ns() - self.origin_ns,
+            ended_ns=None if self.issued_ns is None else self._ended_ns(completion),
             outcome=judged.outcome,
             http_status=judged.http_status,
             retry_after_s=judged.retry_after_s,
@@ -105,6 +105,10 @@ class Flight:
             cached_tokens=judged.cached_tokens,
             error=judged.error,
         )
+
+    def _ended_ns(self, completion: Completion) -> int:
+        at_ns = self._clock.now_ns() if completion.ended_ns is None else completion.ended_ns
+        return at_ns - self.origin_ns
 
     def _judge(self, completion: Completion) -> Completion:
         """Hold what the engine calls a success against what was asked for and what was seen."""

@@ -6,21 +6,24 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from neobench.harness.arrivals import offsets_of_ns
-from neobench.harness.driver import START_LEAD_NS, DriveOptions, drive
+from neobench.harness.descriptors import allow_connections
+from neobench.harness.driver import START_LEAD_NS, DriveOptions, DriveResult, ScheduleStart, drive
 from neobench.harness.engine import Engine
 from neobench.harness.fingerprint import take_fingerprint
 from neobench.harness.request import PromptRequest
 from neobench.harness.spec import RunSpec, spec_hash
 from neobench.harness.telemetry.recorder import record_telemetry
+from neobench.harness.virtual_time import VirtualClock
+from neobench.harness.workers import SharedLoad, check_shared, drive_in_processes
 from neobench.results.record import RequestRecord
 from neobench.results.store import Provenance, ProvenanceKind, RunFolder, RunInfo, StoreError, build_summary
 from neobench.results.telemetry import machine_summary, read_telemetry
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 SYNC_INTERVAL_S = 5.0
 STATS_TIMEOUT_S = 10.0
+CLIENTS_LEAD = 10
+"""So many times START_LEAD_NS, for several processes to learn when the schedule starts."""
 
 _T = TypeVar("_T")
 
@@ -82,6 +87,9 @@ async def run_one(
             f"the spec asks for {spec.num_requests} requests and {spec.num_warmup} of warm-up, "
             f"given are {len(requests)} and {len(warmup)}"
         )
+    _allow_connections(spec)
+    if spec.client_processes > 1:
+        check_shared(engine, spec.client_processes)
     info = RunInfo(
         spec=msgspec.to_builtins(spec),
         spec_hash=spec_hash(spec),
@@ -110,6 +118,14 @@ async def run_one(
         folder.close()
 
 
+def _allow_connections(spec: RunSpec) -> None:
+    """In each client process, for it inherits the limit; how many an open loop needs depends on the engine."""
+    in_flight = spec.arrival.concurrency or spec.num_requests
+    share = -(-in_flight // spec.client_processes)
+    known = spec.arrival.kind in ("closed", "all_at_once")
+    allow_connections(share, needed=share if known else 0)
+
+
 def _asked_rate(spec: RunSpec, requests: Sequence[PromptRequest]) -> float | None:
     """Requests per second; of a trace on average, from its first arrival to its last."""
     if spec.arrival.kind != "trace":
@@ -130,45 +146,75 @@ async def _measure(
     telemetry_interval_s: float,
     watch: Callable[[RequestRecord], None] | None,
 ) -> dict[str, Any]:
-    def keep(record: RequestRecord) -> None:
-        folder.append(record)
-        if watch is not None:
-            watch(record)
-
-    offsets_ns = offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals)
     counters = _EngineCounters(engine)
-    async with _synced(folder), record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
+    # Rows of a virtual clock can be had again at any time; a power cut may have them.
+    syncing = nullcontext() if isinstance(options.clock, VirtualClock) else synced(folder)
+    async with syncing, record_telemetry(folder.path, engine, telemetry_interval_s) as recorder:
 
         async def start_schedule() -> int:
             await counters.start()
-            origin_ns = options.clock.now_ns() + START_LEAD_NS
+            origin_ns = options.clock.now_ns() + START_LEAD_NS * (1 if spec.client_processes == 1 else CLIENTS_LEAD)
             if recorder is not None:
                 recorder.start(origin_ns)
             return origin_ns
 
-        result = await drive(
-            requests,
-            offsets_ns,
-            engine,
-            keep,
-            timeout_s=spec.timeout_s,
-            concurrency=spec.arrival.concurrency,
-            warmup=warmup,
-            on_schedule_start=start_schedule,
-            options=options,
-        )
+        result = await _drive(spec, requests, engine, folder, warmup, start_schedule, options, watch)
     incidents = [] if result.engine_error is None else [f"The engine died: {result.engine_error}"]
     summary = build_summary(
         info,
         folder.columns,
         engine_stats=await counters.difference(),
         machine=machine_summary(read_telemetry(folder.path)),
-        incidents=incidents,
+        incidents=[*incidents, *result.incidents],
+        client=None if result.usage is None else result.usage.facts(),
     )
     folder.finish(summary)
     if result.engine_error is not None:
         raise result.engine_error
     return summary
+
+
+async def _drive(
+    spec: RunSpec,
+    requests: Sequence[PromptRequest],
+    engine: Engine,
+    folder: RunFolder,
+    warmup: Sequence[PromptRequest],
+    start_schedule: ScheduleStart,
+    options: DriveOptions,
+    watch: Callable[[RequestRecord], None] | None,
+) -> DriveResult:
+    """From this process, or from several."""
+
+    def keep(record: RequestRecord) -> None:
+        folder.append(record)
+        if watch is not None:
+            watch(record)
+
+    load = SharedLoad(
+        requests=requests,
+        offsets_ns=offsets_of_ns(spec.arrival, requests, spec.seeds().arrivals),
+        warmup=warmup,
+        timeout_s=spec.timeout_s,
+        concurrency=spec.arrival.concurrency,
+        closed_loop=spec.arrival.kind == "closed",
+    )
+    if spec.client_processes > 1:
+        return await drive_in_processes(
+            load, engine, folder, spec.client_processes, on_schedule_start=start_schedule, options=options, watch=watch
+        )
+    return await drive(
+        requests,
+        load.offsets_ns,
+        engine,
+        keep,
+        timeout_s=load.timeout_s,
+        concurrency=load.concurrency,
+        closed_loop=load.closed_loop,
+        warmup=warmup,
+        on_schedule_start=start_schedule,
+        options=options,
+    )
 
 
 class _EngineCounters:
@@ -197,16 +243,20 @@ class _EngineCounters:
             return None
 
 
+class Syncable(Protocol):
+    def sync(self) -> None: ...
+
+
 @asynccontextmanager
-async def _synced(folder: RunFolder) -> AsyncIterator[None]:
+async def synced(log: Syncable) -> AsyncIterator[None]:
     """fsync now and then, in a thread: it may take long, and the loop must not wait for a disk."""
 
     async def sync_forever() -> None:
         while True:
             await asyncio.sleep(SYNC_INTERVAL_S)
-            # The folder remembers a failure and raises it at the next record, which ends the run.
+            # The log remembers a failure and raises it at the next record, which ends the run.
             with suppress(StoreError):
-                await asyncio.to_thread(folder.sync)
+                await asyncio.to_thread(log.sync)
 
     syncing = asyncio.create_task(sync_forever())
     try:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "trace"]
+from neobench.results.record import GOODPUT_METRICS
+
+ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "closed", "trace"]
 RATED_KINDS = ("poisson", "constant", "gamma")
 
 
@@ -50,6 +52,7 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
 
 class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     kind: ArrivalKind = "poisson"
+    """Kind "closed": `concurrency` requests are in flight all the time; one is due when another has ended."""
     rate: float | None = None
     """Requests per second of the kinds poisson, constant and gamma; None for the others."""
     end_rate: float | None = None
@@ -77,6 +80,8 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
             )
         if self.concurrency is not None and self.concurrency < 1:
             raise SpecError(f"arrival.concurrency must be at least 1, not {self.concurrency}")
+        if self.kind == "closed" and self.concurrency is None:
+            raise SpecError("arrival.kind 'closed' needs arrival.concurrency: how many requests are in flight")
 
     def expected_span_s(self, num_requests: int) -> float:
         """From the start of the schedule to its last arrival, on average over seeds."""
@@ -120,6 +125,12 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     """From the moment a request is issued; then it is aborted and recorded as a timeout."""
     exact_output: bool = True
     """False: outputs may be shorter than asked for, as services without ignore_eos make them."""
+    percentiles: tuple[float, ...] = ()
+    """To report beside the median and p99; the run is invalid where its requests are too few for one of these."""
+    goodput_ms: dict[str, float] = {}
+    """Limit in ms of "ttft", "tpot" or "e2el"; goodput counts the requests that keep to all of them."""
+    client_processes: int = 1
+    """That send the requests; request i is sent by process i modulo this number. 1: the process that measures."""
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:
@@ -128,8 +139,25 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             raise SpecError(f"num_warmup must not be negative, is {self.num_warmup}")
         if not 0 < self.timeout_s < math.inf:
             raise SpecError(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
+        self._check_client_processes()
         if self.seed < 0:
             raise SpecError(f"seed must not be negative, is {self.seed}")
+        for percentile in self.percentiles:
+            if not 0 < percentile < 100:
+                raise SpecError(f"percentiles must lie between 0 and 100, not {percentile:g}")
+        check_goodput(self.goodput_ms)
+
+    def _check_client_processes(self) -> None:
+        if self.client_processes < 1:
+            raise SpecError(f"client_processes must be at least 1, not {self.client_processes}")
+        if self.client_processes > self.num_requests:
+            raise SpecError(f"{self.client_processes} client_processes have only {self.num_requests} requests to send")
+        concurrency = self.arrival.concurrency
+        if concurrency is not None and concurrency < self.client_processes:
+            raise SpecError(
+                f"{self.client_processes} client_processes cannot share a concurrency of {concurrency}: "
+                "each needs at least 1"
+            )
 
     def seeds(self) -> Seeds:
         """Those given, else children 0 to 3 of numpy's SeedSequence(seed), in the order of Seeds."""
@@ -144,6 +172,16 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
             order=order if self.workload.order_seed is None else self.workload.order_seed,
         )
+
+
+def check_goodput(limits_ms: Mapping[str, float]) -> None:
+    """Raises SpecError for an unknown metric, with the nearest known one, or a limit that is not positive."""
+    for name, limit_ms in limits_ms.items():
+        if name not in GOODPUT_METRICS:
+            nearest = difflib.get_close_matches(name, GOODPUT_METRICS, n=1, cutoff=0.0)[0]
+            raise SpecError(f"goodput takes limits on {', '.join(GOODPUT_METRICS)}, not {name!r}; meant {nearest!r}?")
+        if not 0 < limit_ms < math.inf:
+            raise SpecError(f"the goodput limit of {name} must be a positive number of ms, not {limit_ms:g}")
 
 
 def _positive_or_none(number: float | None) -> bool:

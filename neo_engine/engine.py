@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -41,6 +41,35 @@ class Flight:
     """By request, num_computed_tokens as it was."""
 
 
+class WaitingViews(Sequence[RequestView]):
+    """Views of waiting requests, made when they are looked at: a policy takes up few of what may be thousands."""
+
+    def __init__(self, requests: list[Request], step: int) -> None:
+        self._requests = requests
+        self._step = step
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @overload
+    def __getitem__(self, index: int) -> RequestView: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> WaitingViews: ...
+
+    def __getitem__(self, index: int | slice) -> RequestView | WaitingViews:
+        if isinstance(index, slice):
+            return WaitingViews(self._requests[index], self._step)
+        request = self._requests[index]
+        idle_steps = self._step - request.last_progress_step
+        return RequestView(request.request_id, request.num_tokens, 0, idle_steps, request.num_computed_tokens)
+
+
+def _is_ending(request: Request) -> bool:
+    """With the iteration under way."""
+    return request.has_pending_token and request.is_complete
+
+
 class NeoEngine:
     """Owns requests and block tables; a policy plans each step and an executor carries it out."""
 
@@ -58,6 +87,9 @@ class NeoEngine:
             block_size=config.block_size, device_blocks=config.device_blocks, host_blocks=config.host_blocks
         )
         self._requests: dict[int, Request] = {}
+        # Each request is in one of these, by whether it has KV; those that wait are in order of arrival.
+        self._waiting: dict[int, Request] = {}
+        self._running: dict[int, Request] = {}
         self._stats = EngineStats()
         self._errors = PredictionErrors()
         self._next_request_id = 0
@@ -70,7 +102,7 @@ class NeoEngine:
         request_id = self._next_request_id
         self._next_request_id += 1
         seed = params.seed if params.seed is not None else int(self._request_seeds.integers(2**63))
-        self._requests[request_id] = Request(
+        self._requests[request_id] = self._waiting[request_id] = Request(
             request_id=request_id,
             prompt_token_ids=list(prompt_token_ids),
             params=params,
@@ -228,24 +260,22 @@ class NeoEngine:
         self._planned = None
 
     def _queues(self) -> QueuesView:
-        waiting: list[RequestView] = []
         # By whether the prompt is complete, and by tier.
         running: dict[tuple[bool, Tier], list[RequestView]] = {(d, tier): [] for d in (False, True) for tier in Tier}
         step = self._stats.steps
-        # Request ids rise with arrival and the dict keeps their order, so each queue is in order of arrival.
-        for request_id, request in self._requests.items():
-            if request.has_pending_token and request.is_complete:
-                continue  # it ends with the iteration under way
+        # Request ids rise with arrival, so each queue is in order of arrival.
+        for request_id in sorted(self._running):
+            request, table = self._running[request_id], self._tables[request_id]
+            if _is_ending(request):
+                continue
             num_tokens, num_computed_tokens = request.num_tokens, request.num_computed_tokens
             idle_steps = step - request.last_progress_step
-            table = self._tables.get(request_id)
-            if table is None:
-                waiting.append(RequestView(request_id, num_tokens, 0, idle_steps, num_computed_tokens))
-                continue
             view = RequestView(request_id, num_tokens, len(table.blocks), idle_steps, num_computed_tokens)
             running[num_computed_tokens == num_tokens - 1, table.tier].append(view)
         return QueuesView(
-            waiting=waiting,
+            waiting=WaitingViews([request for request in self._waiting.values() if not _is_ending(request)], step)
+            if self._flights
+            else WaitingViews(list(self._waiting.values()), step),
             on_device=running[True, Tier.DEVICE],
             on_host=running[True, Tier.HOST],
             prefilling_on_device=running[False, Tier.DEVICE],
@@ -257,13 +287,18 @@ class NeoEngine:
         """Carry out the plan's changes of block ownership, in the order in which a plan is defined."""
         for request_id in plan.preempt:
             self._tables.release(request_id)
-            self._requests[request_id].num_computed_tokens = 0
+            self._running.pop(request_id).num_computed_tokens = 0
+            self._waiting[request_id] = self._requests[request_id]
+        if plan.preempt:
+            self._waiting = dict(sorted(self._waiting.items()))
         moves = [self._tables.move(request_id, Tier.HOST) for request_id in plan.swap_out]
         moves += [self._tables.move(request_id, Tier.DEVICE) for request_id in plan.swap_in]
         self._stats.swapped_blocks += sum(len(move.source_blocks) for move in moves)
         for batch in plan.sub_batches:
             for prefill in batch.prefills:
                 self._tables.ensure(prefill.request_id, prefill.tier, prefill.end_tokens)
+                self._running[prefill.request_id] = self._requests[prefill.request_id]
+                self._waiting.pop(prefill.request_id, None)
             for row in batch.device_decodes:
                 self._tables.ensure(row.request_id, Tier.DEVICE, row.context_tokens)
             for row in batch.host_decodes:
@@ -300,6 +335,8 @@ class NeoEngine:
             self._planned = None  # which counted on it
         self._tables.release(request_id)
         del self._requests[request_id]
+        self._waiting.pop(request_id, None)
+        self._running.pop(request_id, None)
 
     def stats(self) -> dict[str, int | float]:
         """Counters (see EngineStats), the gauges num_waiting, num_running, device_blocks_used, host_blocks_used, and as

@@ -18,10 +18,12 @@ from neobench.reports.style import (
     CAPTION_CHARACTERS_A_LINE,
     CAPTION_POINTS,
     FIGURE_SIZE_INCHES,
+    INVALID_COLOR,
     LINE_STYLE_OF_PROVENANCE,
     paper_style,
     series_style,
 )
+from neobench.results.store import OWN_TOOL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +41,7 @@ CSV_COLUMNS = (
     "machine",
     "commit",
     "command",
+    "tool",
 )
 FORMATS = ("png", "pdf", "svg")
 # A date would make the bytes of every drawing differ.
@@ -49,8 +52,9 @@ _DESCRIPTION_KEY = {"png": "Description", "pdf": "Subject", "svg": "Description"
 def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = None) -> Figure:
     """Average per-token latency (s) against request rate (requests/s), one line for each engine, as in NEO's Fig. 6.
 
-    A line goes through the median of the runs at each rate and never joins measured, emulated and modelled runs.
-    Invalid runs have hollow markers. What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
+    A line goes through the median of the runs at each rate. It never joins measured, emulated and modelled runs, nor
+    those of different tools. Invalid runs have hollow markers; where no run is valid the figure is stamped INVALID.
+    What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
     """
     with paper_style():
         figure = Figure(figsize=FIGURE_SIZE_INCHES)
@@ -60,11 +64,16 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
             _draw_series(axes, label, series, index)
         if any(not run.valid for run in drawn):
             axes.plot([], [], linestyle="none", marker="o", markerfacecolor="white", color="0.3", label="invalid run")
-        _scale(axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s)
+        scale_latency(
+            axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s
+        )
+        axes.set_xlim(left=0)
         axes.set_xlabel("Request rate (req/s)")
         axes.set_ylabel("Average per-token latency (s)")
         if drawn:
             axes.legend()
+        if runs and not any(run.valid for run in runs):
+            stamp_invalid(figure)
         write_caption(figure, _caption(runs, latency_cap_s))
     return figure
 
@@ -99,7 +108,7 @@ def save_data(runs: Sequence[ReportRun], path: Path) -> Path:
         for run in runs:
             where = (run.engine, run.model, run.workload, run.request_rate, run.per_token_latency_s)
             trust = (run.valid, " ".join(run.reasons), run.provenance_kind, run.machine, _commit(run), _command(run))
-            writer.writerow((*where, *trust))
+            writer.writerow((*where, *trust, run.foreign_tool or OWN_TOOL))
     return path
 
 
@@ -124,8 +133,9 @@ def _series(runs: Sequence[ReportRun]) -> Mapping[str, list[ReportRun]]:
         parts = [run.engine]
         parts += [run.model] if several_models else []
         parts += [run.workload] if several_workloads else []
-        kind = "" if run.provenance_kind == "measured" else f" ({run.provenance_kind})"
-        series.setdefault(", ".join(parts) + kind, []).append(run)
+        marks = [] if run.provenance_kind == "measured" else [run.provenance_kind]
+        marks += [run.foreign_tool] if run.foreign_tool else []
+        series.setdefault(", ".join(parts) + (f" ({', '.join(marks)})" if marks else ""), []).append(run)
     return series
 
 
@@ -146,8 +156,9 @@ def _draw_series(axes: Axes, label: str, runs: Sequence[ReportRun], index: int) 
     axes.plot([], [], color=style.color, marker=style.marker, linestyle=line_style, label=label)
 
 
-def _scale(axes: Axes, latencies_s: Sequence[float], latency_cap_s: float | None) -> None:
-    shown = [latency for latency in latencies_s if latency_cap_s is None or latency <= latency_cap_s]
+def scale_latency(axes: Axes, latencies: Sequence[float], latency_cap: float | None = None) -> None:
+    """The y axis from 0, or logarithmic where what is shown spans more than a factor of 20."""
+    shown = [latency for latency in latencies if latency_cap is None or latency <= latency_cap]
     if shown and min(shown) > 0 and max(shown) > LOG_SCALE_FROM_RATIO * min(shown):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -155,9 +166,17 @@ def _scale(axes: Axes, latencies_s: Sequence[float], latency_cap_s: float | None
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
-    if latency_cap_s is not None:
-        axes.set_ylim(top=latency_cap_s)
-    axes.set_xlim(left=0)
+        if shown and max(shown) > 0:
+            # The default margin is a share of what lies between the points, which may leave none.
+            axes.set_ylim(top=1.08 * max(shown))
+    if latency_cap is not None:
+        axes.set_ylim(top=latency_cap)
+
+
+def stamp_invalid(figure: Figure) -> None:
+    """Across it, in red."""
+    stamp = figure.text(0.45, 0.5, "INVALID", rotation=25, ha="center", va="center", zorder=10)
+    stamp.set(fontsize=26, color=INVALID_COLOR, alpha=0.3)
 
 
 def _caption(runs: Sequence[ReportRun], latency_cap_s: float | None) -> list[str]:
@@ -174,6 +193,7 @@ def _caption(runs: Sequence[ReportRun], latency_cap_s: float | None) -> list[str
     if latency_cap_s is not None:
         above = [run for run in drawn if (run.per_token_latency_s or 0) > latency_cap_s]
         notes[f"Above {latency_cap_s:g} s"] = above
+    lines += [note for run in runs if (note := run.cap_note)]
     return lines + [f"{note}: {_names(noted)}" for note, noted in notes.items() if noted]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from neobench.results.store import OWN_TOOL
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRun:
@@ -17,6 +19,10 @@ class ReportRun:
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
+    concurrency: int | None = None
+    """The client's limit on requests in flight, if there was one."""
+    handicaps: tuple[str, ...] = ()
+    """Flags that slow the engine on purpose; a report must say so."""
 
     @classmethod
     def from_documents(cls, run: Mapping[str, Any], summary: Mapping[str, Any]) -> ReportRun:
@@ -29,7 +35,16 @@ class ReportRun:
             request_rate=run["request_rate"],
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
+            concurrency=spec["arrival"].get("concurrency"),
+            handicaps=tuple((run.get("engine") or {}).get("handicaps") or ()),
         )
+
+    @property
+    def title(self) -> str:
+        """neo at 4 req/s"""
+        if self.request_rate is None:
+            return f"{self.engine}, all at once"
+        return f"{self.engine} at {self.request_rate:g} req/s"
 
     @property
     def valid(self) -> bool:
@@ -41,6 +56,14 @@ class ReportRun:
         return list(self.summary["validity"]["reasons"])
 
     @property
+    def cap_note(self) -> str | None:
+        """Says that requests queued in the client, which makes the load less open than its rate says."""
+        if self.concurrency is None:
+            return None
+        queue_ms = self.summary.get("mean_client_queue_ms") or 0.0
+        return f"{self.title}: capped at {self.concurrency}, client queue mean {queue_ms:.3g} ms."
+
+    @property
     def warnings(self) -> list[str]:
         """What to read with care in a run that may be valid, a sentence each."""
         return list(self.summary["validity"].get("warnings", ()))
@@ -49,6 +72,12 @@ class ReportRun:
     def provenance_kind(self) -> str:
         """measured, emulated or modelled."""
         return str(self.summary["provenance"]["kind"])
+
+    @property
+    def foreign_tool(self) -> str | None:
+        """Which other tool measured it; None: neobench did."""
+        tool = self.summary["provenance"].get("tool", OWN_TOOL)
+        return None if tool == OWN_TOOL else str(tool)
 
     @property
     def per_token_latency_s(self) -> float | None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from neobench.reports.figures import save_figure
+from neobench.reports.figures import save_figure, stamp_invalid
 from neobench.reports.style import CAPTION_POINTS, FIGURE_SIZE_INCHES, paper_style, series_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NOT_TO_BE_RELIED_ON = ("client_limit", "interrupted")
+"""Ways for a search to end that say nothing sure of the engine."""
 SHARE_CAP = 100.0
 """Where what is further from its limit is drawn, and what has no value because requests failed."""
 
@@ -28,7 +30,8 @@ def save_search(document: Mapping[str, Any], stem: Path) -> list[Path]:
 def search_figure(document: Mapping[str, Any]) -> Figure:
     """Each figure over its limit (of a lower bound the inverse) against the rate: below 1 it is met.
 
-    Filled points met all objectives, hollow ones missed one. The band is the bracket.
+    Filled points met all objectives, hollow ones missed one. The band is the bracket. A search that the client, an
+    interruption or a contradiction spoiled is stamped INVALID.
     """
     with paper_style():
         figure = Figure(figsize=FIGURE_SIZE_INCHES)
@@ -45,6 +48,8 @@ def search_figure(document: Mapping[str, Any]) -> Figure:
         _log_axes(axes)
         axes.legend()
         caption = f"{document['engine']} · {document['model']} · {document['workload']}\n{document['answer'][0]}"
+        if document["contradictions"] or document["status"] in NOT_TO_BE_RELIED_ON:
+            stamp_invalid(figure)
         figure.supxlabel(caption, fontsize=CAPTION_POINTS, color="0.25", wrap=True)
     return figure
 

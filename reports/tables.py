@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ABSENT = "-"
 UNSUPPORTED_MARK = "†"
+CONVERTED_MARK = "‡"
 INVALID = "INVALID"
 
 
@@ -60,7 +61,12 @@ def _cells(runs: Sequence[ReportRun]) -> tuple[list[_Column], list[list[str]]]:
 
 
 def _notes(runs: Sequence[ReportRun]) -> list[str]:
-    notes = [f"{_title(run)}: INVALID. {' '.join(run.reasons)}" for run in runs if not run.valid]
+    notes = [f"{run.title}: INVALID. {' '.join(run.reasons)}" for run in runs if not run.valid]
+    slowed = {run.engine: ", ".join(run.handicaps) for run in runs if run.handicaps}
+    notes += [f"{engine} is slowed on purpose by {handicaps}." for engine, handicaps in slowed.items()]
+    notes += [note for run in runs if (note := run.cap_note)]
+    foreign = dict.fromkeys(f"{run.engine} by {run.foreign_tool}" for run in runs if run.foreign_tool)
+    notes += [f"{CONVERTED_MARK} Converted, measured: {'; '.join(foreign)}."] if foreign else []
     support = [run.summary["percentile_support"]["p99"] for run in runs]
     if not all(entry["supported"] for entry in support):
         required = max(entry.get("required_requests", 0) for entry in support)
@@ -68,10 +74,6 @@ def _notes(runs: Sequence[ReportRun]) -> list[str]:
             f"{UNSUPPORTED_MARK} Too few requests for a p99: a claim with 99 % confidence needs {required} completed."
         )
     return notes
-
-
-def _title(run: ReportRun) -> str:
-    return f"{run.engine} at {_rate(run)}" if run.request_rate is None else f"{run.engine} at {_rate(run)} req/s"
 
 
 def _rate(run: ReportRun) -> str:
@@ -109,7 +111,8 @@ def _host_share(run: ReportRun) -> str:
 
 def _validity(run: ReportRun) -> str:
     kind = "" if run.provenance_kind == "measured" else f", {run.provenance_kind}"
-    return ("valid" if run.valid else INVALID) + kind
+    converted = CONVERTED_MARK if run.foreign_tool else ""
+    return ("valid" if run.valid else INVALID) + kind + converted
 
 
 _ENGINE = _Column("Engine", lambda run: run.engine, is_number=False)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from neobench.reports.figures import save_figure, write_caption
+from neobench.reports.figures import save_figure, stamp_invalid, write_caption
 from neobench.reports.run import ReportRun
-from neobench.reports.style import INVALID_COLOR, paper_style, series_style
+from neobench.reports.style import paper_style, series_style
 from neobench.results.telemetry import Telemetry, read_telemetry
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ def telemetry_figure(run: ReportRun, telemetry: Telemetry) -> Figure:
         columns[-1].set_xlabel("Time since the start of the schedule (s)")
         columns[-1].set_xlim(left=0)
         figure.align_ylabels(list(columns))
-        columns[0].set_title(_title(run), fontsize=8)
+        columns[0].set_title(run.title, fontsize=8)
         if not run.valid:
-            stamp = figure.text(0.45, 0.5, "INVALID", rotation=25, ha="center", va="center", zorder=10)
-            stamp.set(fontsize=26, color=INVALID_COLOR, alpha=0.3)
+            stamp_invalid(figure)
         write_caption(figure, _caption(run, telemetry))
     return figure
 
@@ -56,10 +55,6 @@ def save_telemetry(run: ReportRun, folder: Path) -> list[Path]:
     provenance = run.summary["provenance"]
     description = f"{shlex.join(provenance['command'])} (commit {provenance.get('commit') or 'unknown'})"
     return save_figure(telemetry_figure(run, telemetry), folder / "telemetry", description=description)
-
-
-def _title(run: ReportRun) -> str:
-    return f"{run.engine}, all at once" if run.request_rate is None else f"{run.engine} at {run.request_rate:g} req/s"
 
 
 def _caption(run: ReportRun, telemetry: Telemetry) -> list[str]:

@@ -28,6 +28,7 @@ _OPTIONAL = (
     "http_status",
     "reported_prompt_tokens",
     "cached_tokens",
+    "client",
 )
 _ABSENT = -(2**63)
 """Stands for None inside the integer columns only; it never leaves this module."""

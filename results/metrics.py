@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from neobench.results.backlog import backlog
 from neobench.results.columns import BoolArray, Float64Array, Int64Array, RecordColumns
 from neobench.results.record import Outcome
+from neobench.results.validity import STEADY_START_FRACTION
 
-STEADY_START_FRACTION = 0.25
-"""The steady window leaves out this share of the arrival span as ramp-up, as the NEO paper's evaluation does."""
 PERCENTILE_CONFIDENCE = 0.99
+DEFAULT_PERCENTILES = (50.0, 99.0)
+"""Reported whether or not they were asked for, the first as the median."""
 
 
-def summarise(columns: RecordColumns, *, request_rate: float | None) -> dict[str, Any]:
+def summarise(
+    columns: RecordColumns,
+    *,
+    request_rate: float | None,
+    percentiles: Sequence[float] = (),
+    goodput_ms: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """All metrics of a run, warm-up requests left out.
 
-    `request_rate` is what was asked for, in requests per second; None means all at once.
+    `request_rate` is what was asked for, in requests per second; None means all at once. `percentiles`, in (0, 100),
+    are reported beside the default ones; `goodput_ms` has a limit for some of "ttft", "tpot", "e2el".
     A figure without a single sample is None, never NaN and never zero.
     """
+    reported = tuple(sorted({*DEFAULT_PERCENTILES, *percentiles}))
     measured = ~columns.warmup
     completed = measured & columns.ended_with(Outcome.OK)
     num_completed = int(completed.sum())
@@ -32,12 +43,20 @@ def summarise(columns: RecordColumns, *, request_rate: float | None) -> dict[str
         "outcomes": {outcome.value: int((measured & columns.ended_with(outcome)).sum()) for outcome in Outcome},
         **_throughput(columns, measured, completed),
         **_steady_throughput(columns, measured, completed),
-        **_latency(columns, completed),
+        **_latency(columns, completed, reported),
+        **_goodput(columns, measured, completed, goodput_ms or {}),
         **_client_lag(columns, measured),
+        **backlog(columns, measured),
         "percentile_support": {
-            f"p{percentile}": percentile_support(percentile, num_completed) for percentile in (50, 99)
+            percentile_name(percentile): percentile_support(percentile, num_completed) for percentile in reported
         },
+        "percentiles_asked_for": [percentile_name(percentile) for percentile in sorted(set(percentiles))],
     }
+
+
+def percentile_name(percentile: float) -> str:
+    """p99, p99.9: as vLLM's benchmark names them."""
+    return f"p{int(percentile) if percentile == int(percentile) else percentile}"
 
 
 def required_requests(percentile: float, confidence: float = PERCENTILE_CONFIDENCE) -> int:
@@ -55,10 +74,7 @@ def percentile_support(percentile: float, num_requests: int) -> dict[str, int | 
 
 
 def _throughput(columns: RecordColumns, measured: BoolArray, completed: BoolArray) -> dict[str, Any]:
-    ended_ms = columns.instants_ms("ended_ns")[measured]
-    issued_ms = columns.instants_ms("issued_ns")[measured]
-    ends_of_issued_ms = ended_ms[~np.isnan(issued_ms) & ~np.isnan(ended_ms)]
-    duration_s = float(ends_of_issued_ms.max()) / 1e3 if len(ends_of_issued_ms) else None
+    duration_s = _duration_s(columns, measured)
     input_tokens = int(columns.integers("prompt_tokens")[completed].sum())
     output_tokens = int(columns.integers("output_tokens")[completed].sum())
     return {
@@ -68,6 +84,44 @@ def _throughput(columns: RecordColumns, measured: BoolArray, completed: BoolArra
         "request_throughput": _rate(int(completed.sum()), duration_s),
         "output_throughput": _rate(output_tokens, duration_s),
         "total_token_throughput": _rate(input_tokens + output_tokens, duration_s),
+    }
+
+
+def _duration_s(columns: RecordColumns, measured: BoolArray) -> float | None:
+    ended_ms = columns.instants_ms("ended_ns")[measured]
+    issued_ms = columns.instants_ms("issued_ns")[measured]
+    ends_of_issued_ms = ended_ms[~np.isnan(issued_ms) & ~np.isnan(ended_ms)]
+    return float(ends_of_issued_ms.max()) / 1e3 if len(ends_of_issued_ms) else None
+
+
+def _goodput(
+    columns: RecordColumns, measured: BoolArray, completed: BoolArray, limits_ms: Mapping[str, float]
+) -> dict[str, Any]:
+    if not limits_ms:
+        return {"goodput_ms": {}, "good_requests": None, "request_goodput": None}
+    latencies_ms = request_latencies_ms(columns)
+    # A request of one token has no TPOT, and nothing in it that a limit on TPOT could fault.
+    good = completed.copy()
+    for name, limit_ms in limits_ms.items():
+        good &= ~(latencies_ms[name] > limit_ms)
+    num_good = int(good.sum())
+    return {
+        "goodput_ms": dict(limits_ms),
+        "good_requests": num_good,
+        "request_goodput": _rate(num_good, _duration_s(columns, measured)),
+    }
+
+
+def request_latencies_ms(columns: RecordColumns) -> dict[str, Float64Array]:
+    """[num_requests] each of "ttft", "tpot" and "e2el", in ms from the scheduled arrival; NaN where there is none."""
+    scheduled_ms, first_token_ms, ended_ms = (
+        columns.instants_ms(name) for name in ("scheduled_ns", "first_token_ns", "ended_ns")
+    )
+    gaps = columns.integers("output_tokens") - 1
+    return {
+        "ttft": first_token_ms - scheduled_ms,
+        "tpot": np.where(gaps > 0, (ended_ms - first_token_ms) / np.maximum(gaps, 1), np.nan),
+        "e2el": ended_ms - scheduled_ms,
     }
 
 
@@ -103,24 +157,26 @@ def _tokens_within(columns: RecordColumns, completed: BoolArray, start_ms: float
     return float((events_inside[counted] * tokens_per_event).sum())
 
 
-def _latency(columns: RecordColumns, completed: BoolArray) -> dict[str, Any]:
-    scheduled_ms = columns.instants_ms("scheduled_ns")[completed]
+def _latency(columns: RecordColumns, completed: BoolArray, percentiles: Sequence[float]) -> dict[str, Any]:
+    from_schedule_ms = {name: values[completed] for name, values in request_latencies_ms(columns).items()}
     issued_ms = columns.instants_ms("issued_ns")[completed]
     first_token_ms = columns.instants_ms("first_token_ns")[completed]
     ended_ms = columns.instants_ms("ended_ns")[completed]
     output_tokens = columns.integers("output_tokens")[completed]
-    several = output_tokens > 1
-    tpot_ms = (ended_ms - first_token_ms)[several] / (output_tokens[several] - 1)
-    normalized_ms = (ended_ms - scheduled_ms)[output_tokens > 0] / output_tokens[output_tokens > 0]
-    return {
-        **_distribution("ttft_ms", first_token_ms - scheduled_ms),
-        **_distribution("tpot_ms", tpot_ms),
-        **_distribution("itl_ms", _gaps_ms(columns, completed)),
-        **_distribution("e2el_ms", ended_ms - scheduled_ms),
-        **_distribution("ttft_from_issue_ms", first_token_ms - issued_ms),
-        **_distribution("e2el_from_issue_ms", ended_ms - issued_ms),
-        **_distribution("normalized_latency_ms", normalized_ms),
+    normalized_ms = from_schedule_ms["e2el"][output_tokens > 0] / output_tokens[output_tokens > 0]
+    samples_ms = {
+        "ttft_ms": from_schedule_ms["ttft"],
+        "tpot_ms": from_schedule_ms["tpot"],
+        "itl_ms": _gaps_ms(columns, completed),
+        "e2el_ms": from_schedule_ms["e2el"],
+        "ttft_from_issue_ms": first_token_ms - issued_ms,
+        "e2el_from_issue_ms": ended_ms - issued_ms,
+        "normalized_latency_ms": normalized_ms,
     }
+    summary: dict[str, Any] = {}
+    for name, values_ms in samples_ms.items():
+        summary |= _distribution(name, values_ms, percentiles)
+    return summary
 
 
 def _gaps_ms(columns: RecordColumns, completed: BoolArray) -> Float64Array:
@@ -144,6 +200,7 @@ def _client_lag(columns: RecordColumns, measured: BoolArray) -> dict[str, Any]:
     queue_ms = due_ms - scheduled_ms
     return {
         "issued_requests": len(lag_ms),
+        "arrival_span_s": _span_s(scheduled_ms),
         "lag_p50_ms": float(np.percentile(lag_ms, 50)) if len(lag_ms) else None,
         "lag_p99_ms": float(np.percentile(lag_ms, 99)) if len(lag_ms) else None,
         "lag_max_ms": float(lag_ms.max()) if len(lag_ms) else None,
@@ -167,15 +224,12 @@ def _finite(values: Float64Array) -> Float64Array:
     return values[~np.isnan(values)]
 
 
-def _distribution(name: str, values_ms: Float64Array) -> dict[str, float | None]:
-    """mean, median, p99 (linear interpolation) and std (population), as vLLM's benchmark computes them."""
+def _distribution(name: str, values_ms: Float64Array, percentiles: Sequence[float]) -> dict[str, float | None]:
+    """mean, median, std (population) and percentiles (linear interpolation), as vLLM's benchmark computes them."""
     samples = _finite(values_ms)
+    names = ["median" if percentile == 50 else percentile_name(percentile) for percentile in percentiles]
     if not len(samples):
-        return dict.fromkeys((f"mean_{name}", f"median_{name}", f"p99_{name}", f"std_{name}"))
-    median, p99 = np.percentile(samples, (50, 99))
-    return {
-        f"mean_{name}": float(samples.mean()),
-        f"median_{name}": float(median),
-        f"p99_{name}": float(p99),
-        f"std_{name}": float(samples.std()),
-    }
+        return dict.fromkeys(f"{statistic}_{name}" for statistic in ("mean", *names, "std"))
+    quantiles = dict(zip(names, np.percentile(samples, percentiles), strict=True))
+    statistics = {"mean": samples.mean(), **quantiles, "std": samples.std()}
+    return {f"{statistic}_{name}": float(value) for statistic, value in statistics.items()}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -26,10 +26,29 @@ SCHEMA = "neobench/v1"
 
 RUN_FILE = "run.json"
 REQUESTS_FILE = "requests.jsonl"
+CLIENT_REQUESTS_FILES = "requests-*.jsonl"
+"""Of several client processes, one each."""
 PARQUET_FILE = "requests.parquet"
 SUMMARY_FILE = "summary.json"
 
+OWN_TOOL = "neobench"
+CLIENT_FACTS = (
+    "client_processes",
+    "client_cpu_percent",
+    "client_loop_busy_share",
+    "client_window_s",
+    "client_peak_rss_bytes",
+)
+
 ProvenanceKind = Literal["measured", "emulated", "modelled"]
+
+
+TAIL_BLOCK_BYTES = 2**20
+
+
+def requests_file(client: int) -> str:
+    """The file of a client process among several."""
+    return f"requests-{client:02d}.jsonl"
 
 
 class StoreError(Exception):
@@ -44,7 +63,13 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     commit: str | None
     """Of the neobench source tree; None outside a checkout, "-dirty" at the end with uncommitted changes."""
     started_at: str
-    """ISO 8601, UTC."""
+    """ISO 8601, UTC; of another tool's run what its file says."""
+    tool: str = OWN_TOOL
+    """That measured. Runs of another one are converted from its files."""
+    missing: list[str] = []
+    """Keys of the summary that the tool did not record; "itl_ms" stands for all of its statistics. They are null."""
+    notes: list[str] = []
+    """How its figures differ from what docs/metrics.md says, a sentence each."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,30 +89,23 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Where the lengths come from, what they are, and whether they were scaled down to the model's context."""
 
 
-class RunFolder:
-    """The writing side of one run folder."""
+class RecordLog:
+    """One file of records, appended as they happen."""
 
-    def __init__(self, path: Path, requests_fd: int) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        self.columns = RecordColumns()
-        self._requests_fd: int | None = requests_fd
+        self._fd: int | None = fd
+        self._num_records = 0
         self._encoder = msgspec.json.Encoder()
         self._sync_failure: StoreError | None = None
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Raises StoreError if something is there already: a run never overwrites another."""
+    def create(cls, path: Path) -> RecordLog:
+        """Raises StoreError if it exists already."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-            return cls(path, os.open(path / REQUESTS_FILE, flags, 0o644))
+            return cls(path, os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644))
         except OSError as error:
-            raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
-
-    def write_run(self, run: RunInfo) -> None:
-        _write_atomically(self.path / RUN_FILE, encode_pretty(run))
+            raise StoreError(f"cannot create {path}: {error.strerror}") from error
 
     def append(self, record: RequestRecord) -> None:
         """One line, handed to the kernel before returning: a SIGKILL after this call does not lose it."""
@@ -100,7 +118,7 @@ class RunFolder:
                 line = line[os.write(self._open_fd(), line) :]
         except OSError as error:
             raise self._write_error(error) from error
-        self.columns.append(record)
+        self._num_records += 1
 
     def sync(self) -> None:
         """Push what was appended to the disk itself, against a power cut. Blocks; call it beside the event loop.
@@ -112,6 +130,54 @@ class RunFolder:
         except OSError as error:
             self._sync_failure = self._write_error(error)
             raise self._sync_failure from error
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _open_fd(self) -> int:
+        assert self._fd is not None, "the file of records is closed"
+        return self._fd
+
+    def _write_error(self, error: OSError) -> StoreError:
+        kept = f"{self._num_records} records are kept in it"
+        if error.errno == errno.ENOSPC:
+            return StoreError(f"the disk is full: cannot write {self.path}; {kept}")
+        return StoreError(f"cannot write {self.path}: {error.strerror}; {kept}")
+
+
+class RunFolder:
+    """The writing side of one run folder."""
+
+    def __init__(self, path: Path, log: RecordLog) -> None:
+        self.path = path
+        self.columns = RecordColumns()
+        self._log = log
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Raises StoreError if something is there already: a run never overwrites another."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
+        except OSError as error:
+            raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
+        return cls(path, RecordLog.create(path / REQUESTS_FILE))
+
+    def write_run(self, run: RunInfo) -> None:
+        _write_atomically(self.path / RUN_FILE, encode_pretty(run))
+
+    def append(self, record: RequestRecord) -> None:
+        """As RecordLog.append; the record is in `columns` too."""
+        self._log.append(record)
+        self.columns.append(record)
+
+    def sync(self) -> None:
+        """As RecordLog.sync."""
+        self._log.sync()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the Parquet files and summary.json, and close. After an error the raw rows are still there."""
@@ -129,19 +195,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Safe to call twice."""
-        if self._requests_fd is not None:
-            os.close(self._requests_fd)
-            self._requests_fd = None
-
-    def _open_fd(self) -> int:
-        assert self._requests_fd is not None, "the run folder is closed"
-        return self._requests_fd
-
-    def _write_error(self, error: OSError) -> StoreError:
-        kept = f"{len(self.columns)} records are kept in it"
-        if error.errno == errno.ENOSPC:
-            return StoreError(f"the disk is full: cannot write {self.path / REQUESTS_FILE}; {kept}")
-        return StoreError(f"cannot write {self.path / REQUESTS_FILE}: {error.strerror}; {kept}")
+        self._log.close()
 
 
 @dataclass(frozen=True)
@@ -164,14 +218,12 @@ def load_run(path: Path) -> Run:
 
     Raises StoreError, naming file and line, for anything that is not a run or is not what this version writes.
     """
-    info = _decode_file(path / RUN_FILE, RunInfo)
-    _check_schema(path / RUN_FILE, info.schema)
+    info = read_run_info(path)
     problems: list[str] = []
     columns = RecordColumns(iter_records(path, problems))
     complete = (path / SUMMARY_FILE).exists()
     if complete:
-        summary = _decode_file(path / SUMMARY_FILE, dict[str, Any])
-        _check_schema(path / SUMMARY_FILE, summary.get("schema"))
+        summary = read_summary(path)
     else:
         num_measured = int((~columns.warmup).sum())
         cut_short = f"The run was cut short: {num_measured} of {info.num_requests} requests were recorded."
@@ -180,25 +232,70 @@ def load_run(path: Path) -> Run:
     return Run(path, info, columns, summary, complete, tuple(problems))
 
 
+def read_run_info(path: Path) -> RunInfo:
+    """run.json alone. Raises StoreError, first for a schema of another version."""
+    document = _decode_file(path / RUN_FILE, dict[str, Any])
+    _check_schema(path / RUN_FILE, document.get("schema"))
+    info: RunInfo = _decode_file(path / RUN_FILE, RunInfo)
+    return info
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json as stored. Raises StoreError."""
+    summary: dict[str, Any] = _decode_file(path / SUMMARY_FILE, dict[str, Any])
+    _check_schema(path / SUMMARY_FILE, summary.get("schema"))
+    return summary
+
+
 def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[RequestRecord]:
-    """The rows of a run folder in the order they were recorded.
+    """The rows of a run folder, file after file, each in the order that they were recorded.
 
     A last line without its end, as a kill or a full disk leaves it, is skipped and put into `problems` as a sentence.
     """
+    for requests_path in (path / REQUESTS_FILE, *sorted(path.glob(CLIENT_REQUESTS_FILES))):
+        try:
+            with requests_path.open("rb") as lines:
+                yield from _decoded(lines, requests_path, problems)
+        except OSError as error:
+            raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+
+
+def _decoded(lines: BinaryIO, path: Path, problems: list[str] | None) -> Iterator[RequestRecord]:
     decoder = msgspec.json.Decoder(RequestRecord)
-    requests_path = path / REQUESTS_FILE
-    try:
-        with requests_path.open("rb") as lines:
-            for line_number, line in enumerate(lines, start=1):
-                try:
-                    yield decoder.decode(line)
-                except msgspec.MsgspecError as error:
-                    if line.endswith(b"\n"):
-                        raise StoreError(f"{requests_path}, line {line_number}: {error}") from error
-                    if problems is not None:
-                        problems.append(f"The last line of {REQUESTS_FILE} (line {line_number}) was half written.")
-    except OSError as error:
-        raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+    for line_number, line in enumerate(lines, start=1):
+        try:
+            yield decoder.decode(line)
+        except msgspec.MsgspecError as error:
+            if line.endswith(b"\n"):
+                raise StoreError(f"{path}, line {line_number}: {error}") from error
+            if problems is not None:
+                problems.append(f"The last line of {path.name} (line {line_number}) was half written.")
+
+
+class RecordTail:
+    """Reads the records of a file that another process still appends to, and that may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        self._decoder = msgspec.json.Decoder(RequestRecord)
+
+    def read(self) -> Iterator[RequestRecord]:
+        """Those whose lines are whole by now and that were not read before."""
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+        while block := self._file.read(TAIL_BLOCK_BYTES):
+            *lines, self._rest = (self._rest + block).split(b"\n")
+            for line in lines:
+                yield self._decoder.decode(line)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def build_summary(
@@ -208,13 +305,28 @@ def build_summary(
     engine_stats: Mapping[str, int | float],
     machine: Mapping[str, Any] | None = None,
     incidents: Sequence[str] = (),
+    client: Mapping[str, int | float] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance."""
-    metrics = summarise(columns, request_rate=info.request_rate)
+    """summary.json: metrics, validity, the engine's counters over the schedule, the machine, provenance.
+
+    `client` is what the load generator took of its machine; None: unknown, as of a run that was killed. `known` are
+    metrics that come from elsewhere, of a run without rows.
+    """
+    metrics = summarise(
+        columns,
+        request_rate=info.request_rate,
+        percentiles=info.spec.get("percentiles", ()),
+        goodput_ms=info.spec.get("goodput_ms"),
+    )
+    metrics |= dict.fromkeys(CLIENT_FACTS)
+    metrics |= client or {}
+    metrics |= known or {}
+    metrics |= dict.fromkeys(_keys_of(info.provenance.missing, metrics))
     cache = prefix_cache(columns, info.workload)
-    validity = judge(metrics, incidents)
+    validity = judge(metrics, incidents, machine)
     prompt_tokens = int(columns.integers("prompt_tokens")[~columns.warmup].sum())
-    validity["warnings"] = [*validity.get("warnings", ()), *unasked_hits(cache, prompt_tokens)]
+    validity["warnings"] += [*unasked_hits(cache, prompt_tokens), *info.provenance.notes]
     return {
         "schema": SCHEMA,
         "spec_hash": info.spec_hash,
@@ -228,6 +340,11 @@ def build_summary(
         "machine": dict(machine_summary(None) if machine is None else machine),
         "provenance": msgspec.to_builtins(info.provenance),
     }
+
+
+def _keys_of(names: Sequence[str], metrics: Mapping[str, Any]) -> list[str]:
+    """The keys that have one of these names, or a statistic in front of it."""
+    return [key for key in metrics if any(key == name or key.endswith(f"_{name}") for name in names)]
 
 
 def encode_pretty(value: Any) -> bytes:

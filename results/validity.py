@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from neobench.results.backlog import growing_backlog
+from neobench.results.machine_validity import machine_disturbances
 from neobench.results.record import Outcome
 
 LAG_LIMIT_MS = 5.0
 LAG_LIMIT_SHARE_OF_TTFT = 0.01
 MIN_ACHIEVED_SHARE = 0.99
+MAX_LOOP_BUSY_SHARE = 0.9
+MIN_LOOP_WINDOW_S = 1.0
+"""Over less, the start of a schedule alone keeps an event loop busy."""
 MAX_FAILED_SHARE = 0.01
 """With failures counted as infinitely late, a p99 exists only while they are no more than 1 % of the requests."""
+DEFAULT_PERCENTILE = "p99"
+TOO_FEW = "Too few requests for the percentiles"
+STEADY_START_FRACTION = 0.25
+"""The steady window leaves out this share of the arrival span as ramp-up, as the NEO paper's evaluation does."""
 
 
-def judge(metrics: Mapping[str, Any], incidents: Sequence[str] = ()) -> dict[str, Any]:
-    """{"valid": bool, "reasons": [sentence, ...]} for the metrics of one run.
+def judge(
+    metrics: Mapping[str, Any], incidents: Sequence[str] = (), machine: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """{"valid": bool, "reasons": [sentence, ...], "warnings": [sentence, ...]} for the metrics of one run.
 
     `incidents` are sentences about what went wrong outside any single request (the engine died, the run was killed).
+    `machine` is what telemetry saw of the machine beside the run; a key that is absent or None judges nothing.
+    Warnings leave a run valid: they say which of its figures to read with care.
     """
-    reasons = [*incidents, *_interruption(metrics), *_failures(metrics), *client_limits(metrics)]
-    return {"valid": not reasons, "reasons": reasons}
+    disturbances, signs_of_disturbance = machine_disturbances(machine or {})
+    reasons = [
+        *incidents,
+        *_interruption(metrics),
+        *_failures(metrics),
+        *client_limits(metrics),
+        *_saturation(metrics),
+        *_unsupported(metrics, metrics["percentiles_asked_for"]),
+        *_short_window(metrics),
+        *disturbances,
+    ]
+    warnings = [
+        *_unsupported(metrics, {DEFAULT_PERCENTILE} - set(metrics["percentiles_asked_for"])),
+        *growing_backlog(metrics),
+        *signs_of_disturbance,
+    ]
+    return {"valid": not reasons, "reasons": reasons, "warnings": warnings}
 
 
 def lag_limit_ms(metrics: Mapping[str, Any]) -> float:
@@ -77,3 +105,40 @@ def client_limits(metrics: Mapping[str, Any]) -> list[str]:
             f"the schedule slipped by {slip_ms:.1f} ms."
         )
     return reasons
+
+
+def _unsupported(metrics: Mapping[str, Any], percentiles: Iterable[str]) -> list[str]:
+    """Silent when nothing completed, which is a reason of its own."""
+    support = metrics["percentile_support"]
+    short = [name for name in percentiles if not support[name]["supported"]]
+    if not short or not metrics["completed"]:
+        return []
+    needs = ", ".join(f"{name} needs {support[name]['required_requests']}" for name in short)
+    return [f"{TOO_FEW}: {needs}; {metrics['completed']} completed (see --num-requests)."]
+
+
+def _short_window(metrics: Mapping[str, Any]) -> list[str]:
+    """Requests that arrive over time must stay for less time than the window lasts, or it shows the filling alone."""
+    median_ms = metrics["median_e2el_ms"]
+    arrival_span_s = metrics["arrival_span_s"]
+    if median_ms is None or not arrival_span_s:
+        return []
+    window_s = (1 - STEADY_START_FRACTION) * arrival_span_s
+    if window_s * 1e3 >= median_ms:
+        return []
+    return [
+        f"The steady window is too short: it lasts {window_s:.3g} s, and the median request stays for "
+        f"{median_ms / 1e3:.3g} s, so the engine never got past filling up; run more requests (see --num-requests), "
+        "or a lower rate if the engine cannot keep up."
+    ]
+
+
+def _saturation(metrics: Mapping[str, Any]) -> list[str]:
+    """A loop without idle time stamps tokens when it gets to them, not when they arrive."""
+    busy_share, window_s = metrics.get("client_loop_busy_share"), metrics.get("client_window_s")
+    if busy_share is None or window_s is None or window_s < MIN_LOOP_WINDOW_S or busy_share <= MAX_LOOP_BUSY_SHARE:
+        return []
+    return [
+        f"The client was saturated: its event loop was busy {busy_share:.0%} of {window_s:.1f} s (at most "
+        f"{MAX_LOOP_BUSY_SHARE:.0%}), so it measured itself; use more --client-processes, or ask for less."
+    ]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.h200.checkpoint import hf_config
 from benchmarks.h200.drive import drive
 from benchmarks.h200.jobs import MeasurementError, Result, child_main
 from neobench.neo_engine.build import build_executor
 from neobench.neo_engine.config import EngineConfig, ModelShape
 from neobench.neo_engine.cost_model import CostModel, CostTables, Curve, Surface
 from neobench.neo_engine.engine import NeoEngine
+from neobench.neo_engine.hf_config import hf_config
 from neobench.neo_engine.model import sampling
 from neobench.neo_engine.model.weights import TORCH_DTYPES
 from neobench.neo_engine.request import SamplingParams

@@ -30,7 +30,6 @@ import msgspec
 
 from benchmarks.h200 import cases
 from benchmarks.h200.cases import Device, Scale
-from benchmarks.h200.checkpoint import write_config
 from benchmarks.h200.children import Outcome, VllmPlace, run_child
 from benchmarks.h200.jobs import Job
 from benchmarks.h200.prompts import draw
@@ -38,6 +37,7 @@ from benchmarks.h200.table import SCHEMA as TABLE_SCHEMA
 from benchmarks.h200.table import build_rows, format_table, write_table
 from neobench.harness.runner import RunContext
 from neobench.neo_engine.config import resolve_shape
+from neobench.neo_engine.hf_config import write_config
 from neobench.results.store import encode_pretty
 
 RUN_SCHEMA = "neobench/h200-run/v1"

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from neobench.harness.cancelling import cancel_and_wait
 from neobench.harness.engine import Engine
 from neobench.harness.telemetry.bandwidth import BandwidthSampler
 from neobench.harness.telemetry.cpu import CpuSampler
@@ -140,8 +141,7 @@ async def record_telemetry(folder: Path, engine: Engine, interval_s: float) -> A
     try:
         yield recorder
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel_and_wait(watching)
         await asyncio.to_thread(recorder.stop)
         log.close()
 

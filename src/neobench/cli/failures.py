@@ -14,7 +14,7 @@ MOST = 3
 def show_failures(runs: Sequence[Path]) -> None:
     """The most frequent errors of each run, on stderr."""
     for run in runs:
-        errors = _errors(run / "requests.jsonl")
+        errors = frequent_errors(run)
         if not errors:
             continue
         click.echo(f"{run.name}: {errors.total()} failed requests; most often:", err=True)
@@ -22,16 +22,13 @@ def show_failures(runs: Sequence[Path]) -> None:
             click.echo(f"  {count} x {outcome}: {error}", err=True)
 
 
-def _errors(rows: Path) -> Counter[tuple[str, str]]:
-    import msgspec
+def frequent_errors(run: Path) -> Counter[tuple[str, str]]:
+    """(outcome, error) of the measured requests that failed. Raises StoreError."""
+    from neobench.results.record import Outcome
+    from neobench.results.store import iter_records
 
-    from neobench.results.record import Outcome, RequestRecord
-
-    found: Counter[tuple[str, str]] = Counter()
-    decoder = msgspec.json.Decoder(RequestRecord)
-    with rows.open("rb") as lines:
-        for line in lines:
-            record = decoder.decode(line)
-            if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup:
-                found[record.outcome.value, record.error or "no reason given"] += 1
-    return found
+    return Counter(
+        (record.outcome.value, record.error or "no reason given")
+        for record in iter_records(run)
+        if record.outcome not in (Outcome.OK, Outcome.INTERRUPTED) and not record.warmup
+    )

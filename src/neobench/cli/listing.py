@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from neobench.engines.entry import EngineEntry
 
+LINE_WIDTH = 120
+
 
 @click.command("list")
 @click.argument("what", type=click.Choice(["engines", "workloads", "models"]))
@@ -17,9 +19,11 @@ def list_(what: str) -> None:
 
     Engines of other packages name theirs; one that cannot be loaded is shown with the reason.
     """
-    for name, description in _rows(what):
-        lines = click.wrap_text(description, width=99).splitlines()
-        click.echo("\n".join(f"{name if not index else '':<21}{line}" for index, line in enumerate(lines)))
+    rows = _rows(what)
+    indent = max(len(name) for name, _ in rows) + 2
+    for name, description in rows:
+        lines = click.wrap_text(description, width=LINE_WIDTH - indent).splitlines()
+        click.echo("\n".join(f"{'' if index else name:<{indent}}{line}" for index, line in enumerate(lines)))
 
 
 def _rows(what: str) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ _POOR_PREDICTION = 0.35
 def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     """Table on stdout and as table.md, paths on stderr.
 
-    Figures: load-latency.{png,pdf,svg,csv} for two runs and more, telemetry.{png,pdf,svg} in each run's own folder.
+    Figures: load-latency.{png,pdf,svg,csv} for two runs and more; latency.{png,pdf,svg} and telemetry.{png,pdf,svg}
+    in each run's own folder.
     """
     from neobench.reports.tables import runs_markdown, runs_table
 
@@ -27,9 +28,13 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
         from rich.console import Console
 
         Console().print(runs_table(runs))
+    from neobench.reports.latency_over_time import save_latency
     from neobench.reports.telemetry import save_telemetry
 
-    panels = [saved[0] for run, path in zip(runs, run_paths, strict=True) if (saved := save_telemetry(run, path))]
+    drawn = {
+        what: [saved[0] for run, path in zip(runs, run_paths, strict=True) if (saved := save(run, path))]
+        for what, save in (("Latency of each request", save_latency), ("Machine and engine", save_telemetry))
+    }
     if len(runs) > 1:
         from neobench.reports.figures import save_load_latency
 
@@ -37,11 +42,23 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
     if not quiet:
         for run in runs:
             _warn_of_poor_predictions(run)
-            for warning in run.warnings:
-                click.echo(f"Warning: {run.engine}: {warning}", err=True)
+        _show_warnings(runs)
         click.echo(f"Results: {folder}" + (", figure: load-latency.png" if len(runs) > 1 else ""), err=True)
-        for panel in panels:
-            click.echo(f"Machine and engine over time: {panel}", err=True)
+        for what, figures in drawn.items():
+            for figure in figures:
+                click.echo(f"{what} over time: {figure}", err=True)
+
+
+def _show_warnings(runs: Sequence[ReportRun]) -> None:
+    """Each once, with the runs that it is about. Unsupported percentiles have a mark and a note in the table."""
+    from neobench.results.validity import TOO_FEW
+
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in (one for one in run.warnings if not one.startswith(TOO_FEW)):
+            about.setdefault(warning, []).append(run.title)
+    for warning, titles in about.items():
+        click.echo(f"Warning: {'; '.join(titles)}: {warning}", err=True)
 
 
 def _warn_of_poor_predictions(run: ReportRun) -> None:

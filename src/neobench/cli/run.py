@@ -11,11 +11,15 @@ from typing import Any
 import click
 
 from neobench.cli.arrivals import arrival_options, arrival_specs, expected_span_s, load_label
+from neobench.cli.client_options import client_options
 from neobench.cli.engine_choice import check_engines, extra_options, given_options
+from neobench.cli.metrics_options import metrics_options
+from neobench.cli.modelled import modelled_options, run_in_its_time
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
 from neobench.cli.telemetry import telemetry_options
+from neobench.cli.vllm_options import vllm_options
 from neobench.cli.workload_options import pop_workload, workload_options
 
 EXIT_ERROR = 1
@@ -68,6 +72,7 @@ EXIT_INVALID = 4
     show_default=True,
     help="Seconds after which a request counts as failed.",
 )
+@metrics_options
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -78,7 +83,10 @@ EXIT_INVALID = 4
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run, and how long it takes at least; start nothing.")
 @telemetry_options
+@client_options
+@modelled_options
 @engine_options
+@vllm_options
 @openai_options
 @extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
@@ -93,7 +101,10 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     neobench run --engine neo --workload carperai
     neobench run --engine neo,gpu_only --device-blocks 54 --host-memory 256MiB --rate 2,4,8
     neobench run --engine neo --arrival gamma --burstiness 0.5 --rate 2 --end-rate 8      # bursts, and a ramp
+    neobench run --engine neo,vllm,vllm:256 --engine-python ~/vllm/bin/python --rate 2,4
     neobench run --engine neo --workload trace:burstgpt.csv --arrival trace --speed 2   # replayed, twice as fast
+    neobench run --engine neo --arrival closed --concurrency 8        # always eight requests in flight
+    neobench run --engine neo,gpu_only --hardware t4.json --rate 0.5,1,2 --num-requests 2000   # modelled, in seconds
     neobench run --engine null --rate 500 --num-requests 2000      # how good is the client itself?
     neobench run --engine gpu_only --model ./my-llama --rate 0.5 --json > summary.json
     """
@@ -101,11 +112,9 @@ def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> No
     if dry_run:
         _show_plan(session, as_json=as_json)
         return
-    from neobench.harness.runner import run_async
-
     if session.folder.exists() and any(session.folder.iterdir()):
         raise click.UsageError(f"{session.folder} is not empty; runs are never overwritten: choose another --output")
-    run_async(measure_all(session))
+    run_in_its_time(measure_all(session), session.engine_options)
     _finish(session, as_json=as_json)
 
 
@@ -116,9 +125,18 @@ def session_of(options: dict[str, Any], folder: Path | None, *, quiet: bool) -> 
     arrivals = arrival_specs(options.pop("rates"), options)
     common = {
         name: options.pop(name)
-        for name in ("engines", "num_requests", "num_warmup", "seed", "timeout_s", "telemetry_interval_s")
+        for name in (
+            "engines",
+            "num_requests",
+            "num_warmup",
+            "seed",
+            "timeout_s",
+            "telemetry_interval_s",
+            "client_processes",
+        )
     }
     common |= pop_workload(options)
+    common |= {"goodput_ms": options.pop("goodput_ms"), "percentiles": options.pop("percentiles") or ()}
     session = Session(
         **common,
         rates=tuple(arrivals),

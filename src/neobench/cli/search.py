@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neobench.cli.modelled import run_in_its_time
 from neobench.cli.openai_options import stored_command
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
 from neobench.cli.session import Session, StoppedError, draw_prompts, run_spec, say, slug, started
@@ -82,25 +83,27 @@ def search(slo_texts: tuple[str, ...], as_json: bool, dry_run: bool, output: Pat
     """
     slos = _slos(slo_texts)
     settings = _settings(options)
+    if options["kind"] in ("trace", "all-at-once", "closed"):
+        raise click.UsageError(f"--arrival {options['kind']} has no rate to search for; choose another arrival")
     session = session_of(
-        {**options, "rates": (settings.start_rate,), "end_rate": None, "speeds": None}, output, quiet=as_json
+        {**options, "rates": (settings.start_rate,), "end_rate": None, "speeds": None, "percentiles": None},
+        output,
+        quiet=as_json,
     )
-    if options["kind"] == "trace":
-        raise click.UsageError("--arrival trace has no rate to search for; choose another arrival")
+    if any(slo.key == "request_goodput" for slo in slos) and not session.goodput_ms:
+        raise click.UsageError("request_goodput needs the limits that make a request good, e.g. --goodput ttft:500")
     if output is None:
         session.folder = _stable_folder(session, slos, settings)
     if dry_run:
         _show_plan(session, slos, settings)
         return
-    from neobench.harness.runner import run_async
-
-    documents = run_async(_search_all(session, slos, settings))
+    documents = run_in_its_time(_search_all(session, slos, settings), session.engine_options)
     if as_json:
         click.echo(json.dumps(documents[0] if len(session.engines) == 1 and documents else documents, indent=2))
     _exit(documents, session)
 
 
-search.params += shared_options("rates", "end_rate", "speeds")
+search.params += shared_options("rates", "end_rate", "speeds", "percentiles")
 
 
 def _slos(texts: tuple[str, ...]) -> tuple[Slo, ...]:
@@ -206,7 +209,7 @@ def _publish(
     from neobench.reports.search_figure import save_search
     from neobench.results.store import SCHEMA, encode_pretty
 
-    lines = answer(result, slos)
+    lines = [*answer(result, slos), *invalid_points(result, points)]
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "engine": name,
@@ -243,13 +246,27 @@ def answer(result: SearchResult, slos: tuple[Slo, ...]) -> list[str]:
     elif result.status == "below_min":
         lines.append("It was not met for certain down to the lowest rate: try a lower --min-rate or a longer limit.")
     elif result.status == "client_limit":
-        lines.append(f"The search ended because the client, not the engine, was the limit: {result.reason}")
+        lines.append(
+            f"The search ended because the client or its machine, not the engine, was the limit: {result.reason}"
+        )
     elif result.status != "found":
         lines.append(f"The search was cut short: {result.reason}.")
     lines += _undecided(result)
     if result.contradictions:
         lines.append("Not monotone, so no highest rate is sure: " + "; ".join(result.contradictions) + ".")
     return lines
+
+
+def invalid_points(result: SearchResult, points: list[PointVerdict]) -> list[str]:
+    """Says so where the upper end is there because a measurement was not valid, though it missed no objective."""
+    from neobench.cli.slo_point import NOT_VALID
+
+    at_high = [point for point in points if result.high is not None and point.rate == result.high.rate]
+    reasons = dict.fromkeys(reason for point in at_high if point.basis == NOT_VALID for reason in point.reasons)
+    if not reasons:
+        return []
+    assert result.high is not None
+    return [f"At {result.high.rate:g} req/s no objective was missed, but the run is not valid: {' '.join(reasons)}"]
 
 
 def _end(end: RateVerdicts | None, word: str) -> str:

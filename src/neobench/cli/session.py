@@ -15,6 +15,7 @@ import click
 from neobench.cli.arrivals import expected_span_s, load_label, load_slug
 from neobench.cli.engine_choice import model_of, options_of
 from neobench.cli.engine_config import check_emulation
+from neobench.cli.modelled import in_its_time, is_modelled
 from neobench.cli.openai_options import stored, stored_command
 from neobench.cli.workload_options import WORKLOAD_SEEDS, workload_notes
 
@@ -58,8 +59,11 @@ class Session:
     telemetry_interval_s: float
     folder: Path
     quiet: bool
+    percentiles: tuple[float, ...] = ()
+    goodput_ms: dict[str, float] = field(default_factory=dict)
     workload_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
+    client_processes: int = 1
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
     run_paths: list[Path] = field(default_factory=list)
@@ -154,6 +158,9 @@ def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
         seed=session.seed,
         timeout_s=session.timeout_s,
         exact_output=options.get("exact_output", True),
+        percentiles=session.percentiles,
+        goodput_ms=session.goodput_ms,
+        client_processes=session.client_processes,
     )
 
 
@@ -251,7 +258,8 @@ async def measure_rate(
     spec = run_spec(session, name, rate)
     limits = registry.prompt_limits(name, session.model, engine_options(session, name))
     sent = prompts.for_engine(spec, text=limits.text)
-    expected_s = expected_span_s(spec.arrival, sent.requests)
+    modelled = is_modelled(session.engine_options)
+    expected_s = None if modelled else expected_span_s(spec.arrival, sent.requests)
     label = f"{name} at {load_label(spec.arrival)}"
     with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
         return await run_one(
@@ -262,9 +270,9 @@ async def measure_rate(
             context=replace(context, kind=provenance_kind(engine_options(session, name))),
             warmup=sent.warmup,
             workload=sent.facts,
-            options=DriveOptions(stop=stop, on_progress=show),
+            options=in_its_time(DriveOptions(stop=stop, on_progress=show), session.engine_options),
             watch=watch,
-            telemetry_interval_s=session.telemetry_interval_s,
+            telemetry_interval_s=0.0 if modelled else session.telemetry_interval_s,
         )
 
 
@@ -275,6 +283,8 @@ def slug(text: str) -> str:
 
 def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
     """Of a run with these options of its engine."""
+    if is_modelled(options):
+        return "modelled"
     return "emulated" if options.keys() & RESTRICTING else "measured"
 
 

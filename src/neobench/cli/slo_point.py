@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neobench.harness.spec import ArrivalSpec
 
 VERDICT_FILE = "verdict.json"
+NOT_VALID = "not valid"
 
 
 class PointVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +34,10 @@ class PointVerdict(msgspec.Struct, frozen=True, kw_only=True):
     repeat: int
     meets: bool
     basis: str
-    """all requests; or, ended early: certain (the rest could not change it) or binomial (at the error level)."""
+    """all requests; or, ended early: certain (the rest could not change it) or binomial (at the error level).
+
+    not valid: no objective was missed, but the run cannot be relied on.
+    """
     reasons: list[str]
     values: dict[str, float | None]
     """By key, e.g. p99_ttft_ms; None where it is not finite: more requests failed than may be over."""
@@ -83,7 +87,7 @@ class PointMeasurer:
         return dataclasses.replace(self.session, rates=(rate,), arrivals=arrivals, repeat=repeat)
 
     async def _measure_twice_at_most(self, session: Session, rate: float, stem: Path) -> PointVerdict:
-        """A second time when the client fell behind: once may be a hiccup of the machine, twice is its limit."""
+        """A second time when client or machine were the limit: once may be a hiccup, twice is how they are."""
         from neobench.harness.search import SearchEndedError
 
         for _ in range(2):
@@ -98,6 +102,7 @@ class PointMeasurer:
         """The verdict, or why the load was not what the schedule says."""
         from neobench.harness.search import SearchEndedError
         from neobench.harness.slo_watch import SloWatch
+        from neobench.results.machine_validity import machine_disturbances
         from neobench.results.store import encode_pretty
         from neobench.results.validity import client_limits
 
@@ -114,7 +119,8 @@ class PointMeasurer:
             relay.cancel()
             with suppress(asyncio.CancelledError):
                 await relay
-        limits = client_limits(summary)
+        disturbances, _ = machine_disturbances(summary["machine"])
+        limits = [*client_limits(summary), *disturbances]
         if watch.decision is None and self.stop.is_set():
             raise SearchEndedError("interrupted", "stopped by the user")
         if limits:
@@ -139,8 +145,9 @@ def _verdict(
     if decision is not None:
         meets, basis, reasons = decision.meets, str(decision.basis), [decision.sentence]
     else:
-        reasons = [*watch.unmet(), *unmet_in_summary(slos, summary), *summary["validity"]["reasons"]]
-        meets, basis = not reasons, "all requests"
+        unmet = [*watch.unmet(), *unmet_in_summary(slos, summary)]
+        reasons = [*unmet, *summary["validity"]["reasons"]]
+        meets, basis = not reasons, NOT_VALID if reasons and not unmet else "all requests"
     return PointVerdict(
         rate=rate,
         repeat=session.repeat,

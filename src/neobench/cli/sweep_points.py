@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from neobench.cli.arrivals import expected_span_s, load_slug
+from neobench.cli.modelled import is_modelled
 from neobench.cli.points import finished_run, new_run, point_hash, write_whole
 from neobench.cli.run import run, session_of, shared_options
 from neobench.cli.session import Session, StoppedError, draw_prompts, measure_rate, say, slug, started
@@ -149,6 +150,8 @@ def plan(settings: Settings, repeat: int, folder: Path, context: RunContext, *, 
             session = replace(session_of(options, folder, quiet=quiet), repeat=repeat)
             if len(session.engines) != 1 or len(session.rates) != 1:
                 raise click.UsageError("a point has one engine and one rate; lists go under matrix")
+            if is_modelled(session.engine_options):
+                raise click.UsageError("a sweep measures in real time; use `neobench run --hardware`")
             (engine,), (rate,) = session.engines, session.rates
             arrival = session.arrivals[rate]
             if repeat == 0 or arrival.rate is None:

@@ -14,9 +14,9 @@ from neobench.neo_engine.request import SamplingParams, check_request
 pytest.importorskip("torch")
 
 from benchmarks.h200.cases import CASES, Device, Scale, comparisons, jobs
-from benchmarks.h200.checkpoint import write_config
 from benchmarks.h200.drive import read_prompts
 from benchmarks.h200.prompts import WARMUP_OUTPUT_TOKENS, draw
+from neobench.neo_engine.hf_config import write_config
 
 SCALES: list[tuple[Scale, Device]] = [("full", "cuda"), ("tiny", "cpu")]
 

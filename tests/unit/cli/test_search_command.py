@@ -43,7 +43,7 @@ def test_a_client_that_lags_is_never_taken_for_a_limit_of_the_engine(
     monkeypatch.setattr("neobench.results.validity.LAG_LIMIT_SHARE_OF_TTFT", 0.0)
     done = search(tmp_path, "--slo", "p99_ttft<5s", "--start-rate", "200")
     assert done.exit_code == 4, done.output
-    assert "the client, not the engine, was the limit" in done.output
+    assert "the client or its machine, not the engine, was the limit" in done.output
     document = json.loads((tmp_path / "null" / "search.json").read_text())
     assert (document["status"], document["high"]) == ("client_limit", None)
     assert len(list((tmp_path / "points").iterdir())) == 2, "tried twice"
@@ -56,6 +56,8 @@ def test_a_client_that_lags_is_never_taken_for_a_limit_of_the_engine(
         (["--slo", "p99_tft<2s"], "p99_ttft"),
         (["--slo", "p99_ttft<2s", "--start-rate", "4", "--max-rate", "2"], "must ascend"),
         (["--slo", "p99_ttft<2s", "--engine", "nul"], "null"),
+        (["--slo", "request_goodput>=95%"], "e.g. --goodput ttft:500"),
+        (["--slo", "p99_ttft<2s", "--percentiles", "90"], "--percentiles"),
     ],
 )
 def test_wrong_input(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -63,6 +65,31 @@ def test_wrong_input(tmp_path: Path, arguments: list[str], message: str) -> None
     assert done.exit_code == 2
     assert message in done.output
     assert not (tmp_path / "none").exists()
+
+
+def test_a_busy_machine_is_never_taken_for_a_limit_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neobench.results.machine_validity.MAX_OTHER_CPU_PERCENT", -1.0)
+    monkeypatch.setattr("neobench.results.machine_validity.WARN_OTHER_CPU_PERCENT", -1.0)
+    done = search(tmp_path, "--slo", "p99_ttft<5s", "--start-rate", "200", "--telemetry-interval", "0.05")
+    assert done.exit_code == 4, done.output
+    assert "was the limit: at 200 req/s: The" in done.output
+    document = json.loads((tmp_path / "null" / "search.json").read_text())
+    assert (document["status"], document["high"]) == ("client_limit", None)
+
+
+def test_a_run_that_is_not_valid_does_not_meet_and_is_not_said_to_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neobench.results.validity.STEADY_START_FRACTION", 1.0)
+    arguments = ("--slo", "mean_ttft<5s", "--start-rate", "200", "--min-rate", "200", "--repeats", "1")
+    done = search(tmp_path, *arguments)
+    document = json.loads((tmp_path / "null" / "search.json").read_text())
+    if document["status"] == "client_limit":
+        pytest.skip("this machine is too busy for 200 requests/s")
+    assert document["points"][0]["basis"] == "not valid"
+    assert "At 200 req/s no objective was missed, but the run is not valid: The steady window" in done.output
 
 
 def test_dry_run(tmp_path: Path) -> None:

@@ -209,9 +209,14 @@ async def test_a_dropped_connection(serve: Serve, sink: Arrivals, request_of_thr
 
 async def test_a_server_that_is_gone(serve: Serve, sink: Arrivals, request_of_three: PromptRequest) -> None:
     async with serve(stream_of([])) as client:
-        other = CompletionsClient("http://127.0.0.1:1")
+        nameless = CompletionsClient("http://127.0.0.1:1")
         with pytest.raises(EngineError, match=r"cannot reach http://127\.0\.0\.1:1/v1/models"):
-            await other.open()
+            await nameless.open()
+        await nameless.close()
+        with pytest.raises(EngineError, match="is not open"):
+            await nameless.generate(request_of_three, sink)
+        other = CompletionsClient("http://127.0.0.1:1", "some-model")
+        await other.open()
         completion = await other.generate(request_of_three, sink)
         await other.close()
         assert completion.outcome is Outcome.CONNECTION_ERROR

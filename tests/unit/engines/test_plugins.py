@@ -83,7 +83,8 @@ def test_a_broken_one_is_reported_and_harms_nobody(site: Path, point: str, reaso
     install(site, "bad-engine", point)
     listed = neobench(site, "list", "engines")
     assert listed.returncode == 0
-    assert re.search(rf"^broken +BROKEN: .*{re.escape(reason)}.*\(bad-engine 1\.0\)$", listed.stdout, re.MULTILINE)
+    lines = re.sub(r"\n +", " ", listed.stdout)
+    assert re.search(rf"^broken +BROKEN: .*{re.escape(reason)}.*\(bad-engine 1\.0\)$", lines, re.MULTILINE)
     assert "\nsleepy " in listed.stdout
     refused = neobench(site, "run", "--engine", "broken", "--dry-run")
     assert refused.returncode == 2

@@ -77,6 +77,23 @@ async def test_what_exceeds_the_concurrency_waits_in_the_client_and_says_so(engi
     )
 
 
+async def test_in_a_closed_loop_a_request_is_due_when_the_slot_that_it_takes_got_free(engine_class, make_requests):
+    records = []
+    await drive(
+        make_requests(30, output_tokens=1),
+        all_at_once(30),
+        engine_class(gap_s=0.003),
+        records.append,
+        timeout_s=5.0,
+        concurrency=4,
+        closed_loop=True,
+    )
+    landings_ns = [record.ended_ns for record in records]
+    by_index = sorted(records, key=lambda record: record.index)
+    assert [record.scheduled_ns for record in by_index] == [0] * 4 + landings_ns[: 30 - 4]
+    assert all(record.issued_ns >= record.scheduled_ns for record in by_index)
+
+
 async def test_a_stop_while_requests_wait_for_a_slot_records_them_all(engine_class, make_requests):
     stop = asyncio.Event()
     engine = engine_class(gap_s=10)

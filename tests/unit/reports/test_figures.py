@@ -120,6 +120,12 @@ def test_files_are_the_same_bytes_each_time_and_say_where_they_come_from(
         assert b"neobench run --engine neo" in path.read_bytes()
 
 
+def test_the_figure_is_stamped_where_no_run_is_valid(make_run: MakeRun) -> None:
+    runs = [make_run("neo", 2, 0.25, valid=False), make_run("neo", 4, 0.3, valid=False)]
+    assert "INVALID" in [text.get_text() for text in load_latency(runs).texts]
+    assert "INVALID" not in [text.get_text() for text in load_latency([*runs, make_run("neo", 8, 0.4)]).texts]
+
+
 def test_the_data_lie_beside_the_figure(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("neo", 2, 0.25, valid=False), make_run("neo", None, None)]
     with save_load_latency(runs, tmp_path / "figure")[-1].open(newline="") as file:
@@ -136,6 +142,7 @@ def test_the_data_lie_beside_the_figure(make_run: MakeRun, tmp_path: Path) -> No
         "machine": "Tesla T4, 8 cores",
         "commit": "abc1234",
         "command": "neobench run --engine neo",
+        "tool": "neobench",
     }
     assert (rows[1]["request_rate"], rows[1]["mean_per_token_latency_s"]) == ("", "")
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from neobench.reports.figures import load_latency
 from neobench.reports.run import ReportRun
 from neobench.reports.tables import runs_markdown, runs_table
 
@@ -73,3 +75,11 @@ def test_the_table_fits_a_terminal_of_80_columns(make_run: MakeRun) -> None:
     row = next(line for line in screen.splitlines() if "gpu_only" in line)
     for cell in ("12.5", "500/502", "89.7", "1,834", "0.0123", "31%", "INVALID"):
         assert cell in row
+
+
+def test_a_limit_on_concurrency_is_told_with_its_queue(make_run: MakeRun) -> None:
+    run = dataclasses.replace(make_run("neo", 2, 0.25, mean_client_queue_ms=12.345), concurrency=8)
+    assert "neo at 2 req/s: capped at 8, client queue mean 12.3 ms." in runs_markdown([run])
+    assert "capped" not in runs_markdown([make_run("neo", 2, 0.25)])
+    (caption,) = (text.get_text() for text in load_latency([run]).texts if "capped" in text.get_text())
+    assert "capped at 8, client queue mean 12.3 ms" in unwrapped(caption)

@@ -4,6 +4,7 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,3 +174,44 @@ def test_columns_survive_the_way_to_arrow(three_requests):
     assert table[1]["token_ns"] == [100_000_000, 120_000_000, 160_000_000]
     assert table[3]["outcome"] == "timeout"
     assert table[1]["http_status"] is None
+
+
+def test_percentiles_asked_for_have_the_names_of_vllm(make_record):
+    records = RecordColumns(make_record(i, tokens_at=(i + 1,)) for i in range(1, 101))
+    metrics = summarise(records, request_rate=1.0, percentiles=(99.9, 25))
+    assert metrics["p25_ttft_ms"] == pytest.approx(2 + 99 * 0.25)
+    assert metrics["p99.9_ttft_ms"] == pytest.approx(2 + 99 * 0.999)
+    assert metrics["percentile_support"]["p99.9"]["required_requests"] == 4603
+    assert metrics["percentiles_asked_for"] == ["p25", "p99.9"]
+
+
+def test_goodput_counts_requests_that_keep_to_all_limits(three_requests):
+    def good(**limits):
+        metrics = summarise(RecordColumns(three_requests), request_rate=5.0, goodput_ms=limits)
+        return metrics["good_requests"], metrics["request_goodput"]
+
+    assert good(ttft=100) == (1, pytest.approx(0.5))
+    assert good(ttft=200, tpot=35) == (2, pytest.approx(1.0))
+    assert good(ttft=200, tpot=34) == (1, pytest.approx(0.5))
+    assert good(e2el=169) == (0, 0)
+    assert good() == (None, None)
+
+
+def test_a_single_server_queue_is_measured_within_its_confidence_interval(make_record):
+    """M/M/1 at load 1/2: sojourn times are exponential with mean 1 / (mu - lambda) (Kleinrock, Queueing Systems I)."""
+    rng = np.random.default_rng(5)
+    num_requests, arrival_rate, service_rate = 40_000, 50.0, 100.0
+    arrivals_ms = 1e3 * np.cumsum(rng.exponential(1 / arrival_rate, num_requests))
+    services_ms = 1e3 * rng.exponential(1 / service_rate, num_requests)
+    free_ms, records = 0.0, RecordColumns()
+    for index, (arrival_ms, service_ms) in enumerate(zip(arrivals_ms, services_ms, strict=True)):
+        free_ms = max(free_ms, arrival_ms) + service_ms
+        records.append(make_record(index, scheduled=arrival_ms, tokens_at=(free_ms,)))
+    metrics = summarise(records, request_rate=arrival_rate, percentiles=(90,), goodput_ms={"e2el": 20.0})
+    mean_ms = 1e3 / (service_rate - arrival_rate)
+    # Neighbouring requests share a queue: 40,000 of them are worth some 2,200 independent ones at this load.
+    assert metrics["mean_e2el_ms"] == pytest.approx(mean_ms, rel=0.06)
+    for name, percentile in (("median", 50), ("p90", 90), ("p99", 99)):
+        assert metrics[f"{name}_e2el_ms"] == pytest.approx(-mean_ms * math.log(1 - percentile / 100), rel=0.1)
+    assert metrics["request_goodput"] / metrics["request_throughput"] == pytest.approx(1 - math.exp(-1), abs=0.03)
+    assert metrics["steady_request_throughput"] == pytest.approx(arrival_rate, rel=0.03)

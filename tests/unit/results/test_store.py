@@ -148,7 +148,7 @@ def test_a_full_disk_is_reported_and_keeps_what_was_written(tmp_path, run_info, 
 def test_a_real_full_device_is_an_error_and_not_a_loss(tmp_path, make_record):
     folder = RunFolder.create(tmp_path / "run")
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 - a device, not a file of ours
-        os.dup2(full.fileno(), folder._open_fd())
+        os.dup2(full.fileno(), folder._log._open_fd())
     with pytest.raises(StoreError, match="the disk is full"):
         folder.append(make_record())
     folder.close()

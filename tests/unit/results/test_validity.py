@@ -12,7 +12,8 @@ def verdict(records, **options):
 
 def test_a_clean_run_is_valid(make_record):
     records = [make_record(i, scheduled=100 * i, lag=1, tokens_at=(100 * i + 20,)) for i in range(20)]
-    assert verdict(records) == {"valid": True, "reasons": []}
+    judged = verdict(records)
+    assert (judged["valid"], judged["reasons"]) == (True, [])
 
 
 def test_lag_is_held_against_five_milliseconds_or_one_percent_of_ttft(make_record):
@@ -28,7 +29,7 @@ def test_lag_is_held_against_five_milliseconds_or_one_percent_of_ttft(make_recor
 
 def test_load_that_was_not_delivered(make_record):
     records = [make_record(i, scheduled=10 * i, lag=i, tokens_at=(10 * i + 1_985,)) for i in range(21)]
-    (reason,) = verdict(records)["reasons"]
+    (reason,) = (reason for reason in verdict(records)["reasons"] if "did not deliver" in reason)
     assert "90.91 of 100.00 requests/s (90.9%" in reason
     assert "slipped by 20.0 ms" in reason
 
@@ -36,7 +37,65 @@ def test_load_that_was_not_delivered(make_record):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_handful_of_requests_is_not_condemned_by_a_ratio(make_record, count):
     records = [make_record(i, scheduled=2 * i, lag=2 * i, tokens_at=(50,)) for i in range(count)]
-    assert verdict(records)["valid"]
+    assert not any("did not deliver" in reason for reason in verdict(records)["reasons"])
+
+
+def test_a_window_shorter_than_a_request_stays(make_record):
+    def staying(stay_ms):
+        return [make_record(i, scheduled=100 * i, tokens_at=(100 * i + stay_ms,)) for i in range(21)]
+
+    assert verdict(staying(1_499))["valid"]
+    (reason,) = verdict(staying(1_501))["reasons"]
+    assert "it lasts 1.5 s" in reason
+
+
+def test_a_percentile_asked_for_needs_its_requests_and_a_default_one_only_warns(make_record):
+    columns = RecordColumns([make_record(i, scheduled=100 * i, tokens_at=(100 * i + 20,)) for i in range(44)])
+    assert judge(summarise(columns, request_rate=1.0, percentiles=(90,)))["valid"]
+    judged = judge(summarise(columns, request_rate=1.0, percentiles=(90, 95)))
+    assert judged["reasons"] == [
+        "Too few requests for the percentiles: p95 needs 90; 44 completed (see --num-requests)."
+    ]
+    assert "p99 needs 459" in judged["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("machine", "num_reasons", "num_warnings"),
+    [
+        ({}, 0, 0),
+        ({"cpu_steal_percent": None, "gpu_throttle_reasons": []}, 0, 0),
+        ({"cpu_steal_percent": 3.0, "other_cpu_percent": 12.0, "cpu_throttled_ms": 40.0}, 0, 3),
+        ({"cpu_steal_percent": 6.0, "other_cpu_percent": 30.0}, 2, 0),
+        ({"gpu_throttle_reasons": ["sw_power_cap"]}, 0, 1),
+        ({"gpu_throttle_reasons": ["hw_thermal_slowdown", "sw_power_cap"]}, 1, 1),
+    ],
+)
+def test_a_disturbed_machine(make_record, machine, num_reasons, num_warnings):
+    records = [make_record(i, scheduled=100 * i, tokens_at=(100 * i + 20,)) for i in range(460)]
+    judged = verdict(records, machine=machine)
+    assert (len(judged["reasons"]), len(judged["warnings"])) == (num_reasons, num_warnings)
+
+
+def test_requests_in_flight_are_counted_over_time_by_quarters_of_the_arrivals(make_record):
+    # Arrivals at 0, 100, ..., 400 ms: quarters (100, 200] and (300, 400].
+    records = [make_record(i, scheduled=100 * i, tokens_at=(100 * i + 250,)) for i in range(5)]
+    metrics = summarise(RecordColumns(records), request_rate=10.0)
+    assert metrics["mean_in_flight_early"] == pytest.approx(2)
+    assert metrics["mean_in_flight_late"] == pytest.approx(2.5)
+    together = summarise(RecordColumns([make_record(0), make_record(1)]), request_rate=None)
+    assert together["mean_in_flight_early"] is together["mean_in_flight_late"] is None
+
+
+def test_a_growing_backlog_is_warned_of(make_record):
+    def served_every(milliseconds):
+        return [make_record(i, scheduled=10 * i, tokens_at=(milliseconds * (i + 1) + 1,)) for i in range(460)]
+
+    assert not verdict(served_every(10))["warnings"]
+    judged = verdict(served_every(15))
+    assert judged["valid"]
+    # Of what has arrived in the middle of the two quarters, 172 and 402 requests, a third waits; and one is served.
+    expected = "Requests piled up: 58.4 were in flight in the second quarter of the arrivals and 135 in the last"
+    assert expected in judged["warnings"][0]
 
 
 @pytest.mark.parametrize(("num_failed", "valid"), [(1, True), (2, False)])

@@ -64,7 +64,8 @@ async def test_a_run_is_sampled_from_the_start_of_its_schedule(engine_class, mak
 
     summary = await run_with(Engine(gap_s=0.02), make_requests, tmp_path / "run")
     telemetry = read_telemetry(tmp_path / "run")
-    assert summary["validity"]["valid"] or "fell behind" in summary["validity"]["reasons"][0]
+    # Something else may keep this machine busy.
+    assert all("fell behind" in why or "was busy" in why for why in summary["validity"]["reasons"])
     at_s, cpu = telemetry.series("cpu_percent")
     assert len(at_s) >= 2
     assert at_s[0] > 0

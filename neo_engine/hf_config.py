@@ -1,4 +1,4 @@
-"""A shape as Hugging Face writes it: for transformers, whose arithmetic is the truth, and for vLLM."""
+"""A shape as Hugging Face writes it, the other way round than config.py: for engines that read model folders."""
 
 from __future__ import annotations
 

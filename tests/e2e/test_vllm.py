@@ -1,0 +1,73 @@
+"""Real vLLM through the command line; NEOBENCH_VLLM_PYTHON names the Python of an environment that has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+PYTHON = os.environ.get("NEOBENCH_VLLM_PYTHON", "")
+NUM_REQUESTS = 12
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="NEOBENCH_VLLM_PYTHON is not set (tools/install_vllm_cpu.sh)"),
+]
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    common = ["--engine-python", PYTHON, "--workload", "synthetic:60,12", "--device-blocks", "64", "--rate", "4"]
+    command = [sys.executable, "-m", "neobench", "run", *common, "--num-requests", str(NUM_REQUESTS)]
+    return subprocess.run([*command, "--output", str(folder), *options], capture_output=True, text=True, check=False)
+
+
+def document(run_folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_folder / name).read_text())
+    return found
+
+
+def test_vllm_and_our_engine_serve_the_same_model_and_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "runs"
+    done = run(folder, "--engine", "vllm-neo-paper:128,chunked_prefill")
+    # A busy machine makes runs invalid (4); what they hold must be right all the same.
+    assert done.returncode in (0, 4), done.stderr
+    theirs, ours = folder / "vllm-neo-paper-128-rate-4", folder / "chunked_prefill-rate-4"
+    for path in (theirs, ours):
+        summary = document(path, "summary.json")
+        assert (summary["completed"], summary["failed"]) == (NUM_REQUESTS, 0), done.stderr
+    rows = {
+        path: [json.loads(line) for line in (path / "requests.jsonl").read_text().splitlines()]
+        for path in (theirs, ours)
+    }
+    for mine, other in zip(*(sorted(found, key=lambda row: row["index"]) for found in rows.values()), strict=True):
+        assert mine["prompt_tokens"] == other["prompt_tokens"] == mine["reported_prompt_tokens"]
+        assert mine["output_tokens"] == other["output_tokens"]
+    engine, other_engine = document(theirs, "run.json")["engine"], document(ours, "run.json")["engine"]
+    assert engine["device_kv_tokens"] == 64 * 16
+    assert (engine["dtype"], engine["vocab_size"]) == (other_engine["dtype"], other_engine["vocab_size"])
+    assert "--enforce-eager" in engine["handicaps"]
+    assert "vllm-neo-paper:128 is slowed on purpose by --enforce-eager" in (folder / "table.md").read_text()
+    counted = document(theirs, "summary.json")["engine_stats"]
+    measured = [row for row in rows[theirs] if not row["warmup"]]
+    assert counted["generated_tokens"] == sum(row["output_tokens"] for row in measured)
+    assert counted["prefilled_prompt_tokens"] == sum(row["prompt_tokens"] for row in measured)
+    assert counted["prefix_cache_hit_tokens"] == 0
+    samples = [json.loads(line) for line in (theirs / "telemetry.jsonl").read_text().splitlines()]
+    assert any("device_kv_used_fraction" in sample for sample in samples)
+    assert any(sample.get("engine_cpu_percent", 0) > 0 for sample in samples)
+    assert (folder / "load-latency.png").stat().st_size > 0
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
+
+
+def test_a_flag_that_this_release_does_not_know_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path / "runs", "--engine", "vllm", "--vllm-args", "--no-such-flag 3")
+    assert done.returncode == 1
+    assert "unrecognized arguments: --no-such-flag" in done.stderr
+    assert "leave it out of --vllm-args" in done.stderr
