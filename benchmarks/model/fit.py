@@ -184,7 +184,7 @@ def single_stream_step_ns() -> float:
     run = json.loads((PUBLISHED / "h200/runs/2-single-chunked_prefill-1.json").read_text())
     steps = run["raw"]["steps"]
     decodes = [t for t, p in zip(steps["measured_ns"], steps["prefill_tokens"], strict=True) if not p]
-    return statistics.median(decodes)
+    return float(statistics.median(decodes))
 
 
 def fit(patterns: list[str]) -> tuple[Factors, dict[str, Any], list[str]]:
@@ -202,7 +202,10 @@ def fit(patterns: list[str]) -> tuple[Factors, dict[str, Any], list[str]]:
     factors = fitted(factors, ["gemm_memory", "gemm_compute", "gemm_power", "layer_launch_ns"], products)
     factors = fitted(factors, ["prefill_compute", "prefill_launch_ns"], prefill)
     factors = fitted(factors, ["decode_memory", "decode_launch_ns", "decode_row_ns"], decode)
-    host = host_points([*host_calls(), *(call for _, *each in found for call in host_profile_calls(*each, machine))])
+    calls = list(host_calls())
+    for _, profile, shape in found:
+        calls += host_profile_calls(profile, shape, machine)
+    host = host_points(calls)
     factors = fitted(factors, ["host_memory", "host_power", "host_call_ns", "host_row_ns"], host)
     for _, profile, shape in found:
         factors = read_off(factors, profile, shape, machine)

@@ -57,7 +57,7 @@ class Catalogue:
         elif name in self.sheets.machines:
             entry = self.sheets.machines[name]
         else:
-            raise ConfigError(f"unknown machine {_with_nearest(name, self.sheets.machines)}; or write GPU+HOST")
+            raise ConfigError(f"unknown machine {_with_nearest(name, self.sheets.machines)} Any GPU+HOST will do as well")
         if entry.gpu not in self.sheets.gpus:
             raise ConfigError(f"machine {name}: unknown GPU {_with_nearest(entry.gpu, self.sheets.gpus)}")
         if entry.host not in self.sheets.hosts:
@@ -167,7 +167,7 @@ def _unknown_fields(entry: Any, struct: type[msgspec.Struct], where: str) -> Ite
 
 def _with_nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-    return f"{name!r}; did you mean {' or '.join(near)}?" if near else f"{name!r}; known are {', '.join(known)}"
+    return f"{name!r}; did you mean {' or '.join(near)}?" if near else f"{name!r}; known are {', '.join(known)}."
 
 
 def _with_dates_as_text(raw: dict[str, Any]) -> dict[str, Any]:
