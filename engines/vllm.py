@@ -14,7 +14,7 @@ from neobench.engines.vllm_log import explanation
 from neobench.engines.vllm_metrics import MetricsReader, read_cache_config
 from neobench.engines.vllm_release import PAPER_FLAGS_GONE, PAPER_HANDICAPS, Installed, find_vllm
 from neobench.engines.vllm_settings import VllmSettings
-from neobench.harness.engine import Completion, EngineError, TokenSink
+from neobench.harness.engine import ClientRecipe, Completion, EngineError, TokenSink
 from neobench.harness.request import PromptRequest
 from neobench.neo_engine.hf_config import write_config
 
@@ -112,6 +112,12 @@ class VllmEngine:
         if self._metrics is None:
             raise EngineError(f"{self.name} is not started")
         return await self._metrics.stats()
+
+    def client_recipe(self) -> ClientRecipe:
+        assert self._process is not None, f"{self.name} is not started"
+        return ClientRecipe(
+            factory="neobench.engines.openai_http:CompletionsClient", arguments={"base_url": self._process.url}
+        )
 
     async def stop(self) -> None:
         if self._metrics is not None:

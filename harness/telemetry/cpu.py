@@ -146,8 +146,10 @@ def read_cores() -> list[CoreTimes]:
 
 def core_shares(before: list[CoreTimes], after: list[CoreTimes]) -> dict[str, Any]:
     """Percent of the time of all CPUs, and `core_percent` [num_cpus] of each one's; empty if no time has passed."""
+    # An idle core's share is a difference of sums, which rounding can make less than nothing.
     grown = [
-        CoreTimes(*(now - then for now, then in zip(*pair, strict=True))) for pair in zip(after, before, strict=True)
+        CoreTimes(*(max(0.0, now - then) for now, then in zip(*pair, strict=True)))
+        for pair in zip(after, before, strict=True)
     ]
     total = sum(core.total for core in grown)
     if total <= 0:

@@ -66,6 +66,25 @@ def test_vllm_and_our_engine_serve_the_same_model_and_prompts(tmp_path: Path) ->
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(folder) in str(process.info["cmdline"])]
 
 
+def test_cached_prompts_are_told_to_every_client_process(tmp_path: Path) -> None:
+    folder, prefix_tokens, groups = tmp_path / "runs", 96, 2
+    prefixes = ["--prefix-groups", str(groups), "--prefix-tokens", str(prefix_tokens), "--num-warmup", "4"]
+    done = run(
+        folder,
+        *("--engine", "vllm", "--prefix-caching", "--vllm-args=--enforce-eager", "--client-processes", "2"),
+        *prefixes,
+    )
+    assert done.returncode in (0, 4), done.stderr
+    path = folder / "vllm-rate-4"
+    assert document(path, "summary.json")["completed"] == NUM_REQUESTS, done.stderr
+    rows = [json.loads(line) for file in path.glob("requests-*.jsonl") for line in file.read_text().splitlines()]
+    assert {row["client"] for row in rows} == {0, 1}
+    cached = [row["cached_tokens"] for row in rows if not row["warmup"]]
+    assert set(cached) <= {0, prefix_tokens}
+    assert cached.count(prefix_tokens) >= NUM_REQUESTS - groups
+    assert document(path, "summary.json")["engine_stats"]["prefix_cache_hit_tokens"] == sum(cached)
+
+
 def test_a_flag_that_this_release_does_not_know_is_named(tmp_path: Path) -> None:
     done = run(tmp_path / "runs", "--engine", "vllm", "--vllm-args", "--no-such-flag 3")
     assert done.returncode == 1

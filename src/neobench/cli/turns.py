@@ -19,6 +19,7 @@ from neobench.cli.run import EXIT_INVALID
 _OWN = ("--output", "--json", "--dry-run", "--seed")
 _SHOWN_LINES = 12
 PLAN_FILE = "turns.json"
+_BEFORE_A_TREE = Path(__file__).parent / "revision_path"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TurnSide:
     def environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         if self.checkout is not None:
-            paths = [str(self.checkout / "src"), os.environ.get("PYTHONPATH", "")]
+            paths = [str(_BEFORE_A_TREE), str(self.checkout / "src"), os.environ.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         return environment
 
@@ -67,7 +68,7 @@ def _check_source(side: TurnSide) -> None:
     if not Path(loaded).is_relative_to(side.checkout):
         raise click.ClickException(
             f"side {side.name} would run {loaded or 'no neobench'} instead of its revision; "
-            "use an environment in which neobench is not installed in editable mode"
+            "this environment puts another neobench before PYTHONPATH"
         )
 
 

@@ -88,6 +88,11 @@ def test_shares_are_of_the_time_of_all_cpus():
     assert core_shares(before, before) == {}
 
 
+def test_an_idle_core_is_never_less_than_idle() -> None:
+    before, after = CoreTimes(total=10.0, busy=2.0, steal=0.0), CoreTimes(total=11.0, busy=2.0 - 1e-9, steal=0.0)
+    assert core_shares([before], [after])["core_percent"] == [0.0]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
