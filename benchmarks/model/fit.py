@@ -1,7 +1,7 @@
 """Fits the efficiency factors of modelled machines, and writes them with their errors.
 
-python benchmarks/model/fit.py                              # the published measurements
-python benchmarks/model/fit.py --profiles 'my/*.json'       # and profiles of a GPU that the catalogue has
+python -m benchmarks.model.fit                              # the published measurements
+python -m benchmarks.model.fit --profiles 'my/*.json'       # and profiles of a GPU that the catalogue has
 
 Only measurements of neobench's own machines go in. Each law has few factors, found by coordinate descent on the mean
 absolute logarithm of predicted over measured, so that one bad point does not decide.
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from measured import PUBLISHED, Gemm, HostCall, gemms, host_calls, in_cache_rates, profiles
 
+from benchmarks.model.measured import PUBLISHED, Gemm, HostCall, gemms, host_calls, in_cache_rates, profiles
 from neobench.neo_engine.config import ModelShape
 from neobench.neo_engine.cost_model import Profile
 from neobench.neo_engine.hardware.catalogue import Machine, shipped
@@ -239,7 +239,7 @@ def written(factors: Factors, found: Mapping[str, Any], sources: Sequence[str]) 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     body = {
         "provenance": {
-            "command": ["python", *sys.argv],
+            "command": ["python", "-m", "benchmarks.model.fit", *sys.argv[1:]],
             "commit": commit,
             "measurements": [
                 *sources,

@@ -57,7 +57,9 @@ class Catalogue:
         elif name in self.sheets.machines:
             entry = self.sheets.machines[name]
         else:
-            raise ConfigError(f"unknown machine {_with_nearest(name, self.sheets.machines)} Any GPU+HOST will do as well")
+            raise ConfigError(
+                f"unknown machine {_with_nearest(name, self.sheets.machines)} Any GPU+HOST will do as well"
+            )
         if entry.gpu not in self.sheets.gpus:
             raise ConfigError(f"machine {name}: unknown GPU {_with_nearest(entry.gpu, self.sheets.gpus)}")
         if entry.host not in self.sheets.hosts:
