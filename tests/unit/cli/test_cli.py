@@ -117,6 +117,7 @@ def test_list_names_everything() -> None:
         invoke("list", "engines").output.split()
     )
     assert "carperai" in invoke("list", "workloads").output
+    assert "g4dn.4xlarge" in invoke("list", "hardware").output
     models = invoke("list", "models").output
     assert "llama-3.1-70b" in models
     assert "70.6 B" in models
