@@ -6,6 +6,9 @@ is measured can only be more, by what the client and HTTP add: never less, and l
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -200,3 +203,37 @@ def test_a_run_that_only_fills_the_queue_is_invalid(tmp_path: Path) -> None:
     assert run.exit_code == 4
     reasons = run.summary["validity"]["reasons"]
     assert any(reason.startswith("The steady window is too short") for reason in reasons), reasons
+
+
+@pytest.mark.slow
+def test_a_search_brackets_the_rate_that_the_law_gives(tmp_path: Path) -> None:
+    """In M/M/1 p90 of the sojourn is ln(10) / (mu - lambda): 20 ms at lambda = mu - ln(10) / 20 ms, 134.9 a second."""
+    objective_ms = 20.0
+    known_rate = MU - np.log(10) / (objective_ms / 1e3)
+    given = ["--engine", "modelled", "--service-ms", str(SERVICE_MS), "--workload", "synthetic:fixed:40,8"]
+    command = ["search", *given, "--slo", f"p90_e2el<{objective_ms}ms", "--start-rate", "64", "--num-requests", "600"]
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "neobench",
+            *command,
+            "--tolerance",
+            "0.2",
+            "--output",
+            str(tmp_path / "search"),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    found = json.loads(ended.stdout)
+    if found["status"] == "client_limit":
+        pytest.skip(f"this machine is too busy: {found['reason']}")
+    assert found["status"] == "found", found["answer"]
+    # Three repeats agree by chance now and then, but not far from where they are as likely to miss as to meet.
+    assert found["low"]["rate"] < 1.25 * known_rate
+    assert found["high"]["rate"] > 0.75 * known_rate
+    assert 0.4 * known_rate < found["low"]["rate"] < found["high"]["rate"] < 2 * known_rate
