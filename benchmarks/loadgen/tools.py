@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from benchmarks.loadgen.loads import PROMPT_TOKENS, Load, Report
-from neobench.results.convert import read_content, read_runs
+from neobench.results.convert import read_content, read_documents, read_runs
 from neobench.results.foreign import ConvertError, ForeignRun
 
 MODEL = "null"
@@ -204,13 +204,15 @@ def _found(document: Any, *path: str) -> Any:
 
 
 def _read_one(path: Path) -> tuple[ForeignRun, dict[str, Any]]:
-    """Raises UnreadableError."""
+    """The run, and the document that holds it. Raises UnreadableError."""
     try:
         content = read_content(path)
-        (run,) = read_runs(content)
-        return run, msgspec.json.decode(content)
+        runs, (document,) = read_runs(content), read_documents(content)
     except (ConvertError, ValueError) as error:
         raise UnreadableError(f"{path.name}: {error}") from None
+    if len(runs) != 1:
+        raise UnreadableError(f"{path.name} holds {len(runs)} runs, not one")
+    return runs[0], document
 
 
 def installed_version(python: str, package: str, *, install: str = "") -> str:

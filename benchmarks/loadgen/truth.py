@@ -45,9 +45,9 @@ def true_figures(requests: Sequence[Served]) -> dict[str, Any]:
     figures |= _percentiles("tpot", [gaps.mean() for gaps in gaps_ms])
     figures |= _percentiles("itl", np.concatenate(gaps_ms) if gaps_ms else [])
     if completed:
-        span_s = (max(instants[-1] for _, instants in streams) - requests[0].received_ns) / 1e9
+        span_s = (max(request.token_ns[-1] for request in completed) - requests[0].received_ns) / 1e9
         figures["requests_per_s"] = len(completed) / span_s
-        figures["tokens_per_s"] = sum(len(instants) for _, instants in streams) / span_s
+        figures["tokens_per_s"] = sum(len(request.token_ns) for request in completed) / span_s
     return figures
 
 
