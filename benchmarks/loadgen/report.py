@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,11 +184,11 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
             for arrival, line in (("poisson", "-"), ("constant", "--")):
                 points = [row for row in shown if (row["tool"], row["arrival"]) == (tool, arrival)]
                 look = {"color": style.color, "marker": style.marker, "linestyle": line}
-                left.plot(*_points(points, lambda row: row["delivered_ratio"]), **look)
+                left.plot(*_points(points, _delivered_ratio), **look)
             poisson = [row for row in shown if (row["tool"], row["arrival"]) == (tool, "poisson")]
             for name, fill in (("sent_ttft_p50_ms", style.color), ("sent_ttft_p99_ms", "white")):
                 look = {"color": style.color, "marker": style.marker, "markerfacecolor": fill}
-                right.plot(*_points(poisson, lambda row, name=name: _drawn_error(row["error"][name])), **look)
+                right.plot(*_points(poisson, partial(_drawn_error, name)), **look)
             left.plot([], [], color=style.color, marker=style.marker, label=tool)
         left.axhline(1, color="0.2", linewidth=0.8)
         left.set_ylabel("Delivered / asked rate")
@@ -210,7 +211,13 @@ def _points(rows: Sequence[Row], value: Callable[[Row], float | None]) -> tuple[
     return [rate for rate, _ in found], [number for _, number in found]
 
 
-def _drawn_error(error_ms: float | None) -> float | None:
+def _delivered_ratio(row: Row) -> float | None:
+    ratio: float | None = row["delivered_ratio"]
+    return ratio
+
+
+def _drawn_error(name: str, row: Row) -> float | None:
+    error_ms = row["error"][name]
     return None if error_ms is None else max(abs(error_ms), LEAST_ERROR_MS)
 
 

@@ -290,7 +290,8 @@ def test_the_tables_go_between_their_marks_and_leave_the_rest(tmp_path: Path) ->
 
 def test_the_figure_has_a_line_for_each_tool_and_leaves_out_what_failed() -> None:
     figure = comparison_figure([row(sent_ttft_p50_ms=53.0), row("other", failure="exit status 1")])
-    left, right = figure.axes
+    axes: list[Any] = figure.axes
+    left, right = axes
     assert {text.get_text() for text in left.get_legend().get_texts()} >= {"neobench", "other"}
     drawn = [line.get_ydata()[0] for line in right.get_lines() if len(line.get_ydata())]
     assert drawn == [pytest.approx(2)]
