@@ -14,11 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Any
 
 _CLOCK_MONOTONIC = 1
 """What time.perf_counter_ns reads on Linux."""
-_TFD_FLAGS = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
 _TFD_TIMER_ABSTIME = 1
 
 
@@ -30,7 +28,12 @@ class Deadlines:
         self._numbers = count()
         self._armed_ns: int | None = None
         loop = asyncio.get_running_loop()
-        self._arm = _kernel_timer(loop, self._wake) or _loop_timer(loop, self._wake)
+        self._timer = _kernel_timer(loop, self._wake) or _LoopTimer(loop, self._wake)
+
+    def close(self) -> None:
+        """What is not due yet is never called."""
+        self._due.clear()
+        self._timer.close()
 
     def at(self, due_ns: int, callback: Callable[[int], None]) -> None:
         """Calls it with the instant then, soon after `due_ns`; those of one instant in the order of these calls."""
@@ -46,16 +49,24 @@ class Deadlines:
     def _arm_next(self) -> None:
         if self._due and (self._armed_ns is None or self._due[0][0] < self._armed_ns):
             self._armed_ns = self._due[0][0]
-            self._arm(self._armed_ns)
+            self._timer.arm(self._armed_ns)
 
 
-def _loop_timer(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> Callable[[int], None]:
-    """One that is early is armed again by the one that it wakes."""
+class _LoopTimer:
+    """One that wakes too early is armed again."""
 
-    def arm(due_ns: int) -> None:
-        loop.call_later(max(0, due_ns - time.perf_counter_ns()) / 1e9, wake)
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        self._loop = loop
+        self._wake = wake
+        self._handle: asyncio.TimerHandle | None = None
 
-    return arm
+    def arm(self, due_ns: int) -> None:
+        self.close()
+        self._handle = self._loop.call_later(max(0, due_ns - time.perf_counter_ns()) / 1e9, self._wake)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 class _Time(ctypes.Structure):
@@ -69,28 +80,39 @@ class _Time(ctypes.Structure):
     )
 
 
-def _kernel_timer(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> Callable[[int], None] | None:
-    """None where there is no timerfd (Linux has it; Python's own os.timerfd_create comes with 3.13)."""
+def _kernel_timer(loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> _KernelTimer | None:
+    """None where there is no timerfd. Linux has it; Python's own os.timerfd_create comes with 3.13."""
     if sys.platform != "linux":
         return None
-    libc: Any = ctypes.CDLL(None, use_errno=True)
-    descriptor = libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_FLAGS)
-    if descriptor < 0:
-        return None
-    setting = _Time()
+    libc = ctypes.CDLL(None)
+    descriptor = libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    return None if descriptor < 0 else _KernelTimer(loop, wake, libc, descriptor)
 
-    def arm(due_ns: int) -> None:
+
+class _KernelTimer:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], libc: ctypes.CDLL, descriptor: int
+    ) -> None:
+        self._loop = loop
+        self._wake = wake
+        self._set = libc.timerfd_settime
+        self._descriptor = descriptor
+        self._time = _Time()
+        loop.add_reader(descriptor, self._expired)
+
+    def arm(self, due_ns: int) -> None:
         # At 0 it would be disarmed.
-        setting.value_s, setting.value_ns = divmod(max(1, due_ns), 10**9)
-        libc.timerfd_settime(descriptor, _TFD_TIMER_ABSTIME, ctypes.byref(setting), None)
+        self._time.value_s, self._time.value_ns = divmod(max(1, due_ns), 10**9)
+        self._set(self._descriptor, _TFD_TIMER_ABSTIME, ctypes.byref(self._time), None)
 
-    def expired() -> None:
+    def close(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+
+    def _expired(self) -> None:
         try:
-            os.read(descriptor, 8)
+            os.read(self._descriptor, 8)
         except BlockingIOError:
-            # Armed for a later instant after it had expired.
+            # It was armed for another instant after it had expired.
             return
-        wake()
-
-    loop.add_reader(descriptor, expired)
-    return arm
+        self._wake()

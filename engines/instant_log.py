@@ -1,4 +1,4 @@
-"""A server's own account of when what happened, to hold a client's figures against. Costs nothing while it is measured.
+"""A server's own account of when what happened, to hold a client's figures against.
 
 One JSON object a request, in the order in which the requests ended. All `_ns` are of time.perf_counter_ns, which is one
 clock for all processes of a Linux machine:
@@ -17,7 +17,6 @@ clock for all processes of a Linux machine:
 from __future__ import annotations
 
 import asyncio
-from array import array
 from pathlib import Path
 
 import msgspec
@@ -39,12 +38,12 @@ class Instants(msgspec.Struct, kw_only=True):
     received_ns: int
     began_ns: int
     last_due_ns: int
-    token_ns: array[int]
+    token_ns: list[int]
     completed: bool = False
 
 
 class InstantLog:
-    """Kept in memory, some 8 bytes a token, until nothing is on its way; then appended to a file."""
+    """Encoded as each request ends, which takes microseconds, and written once none has been on its way for a while."""
 
     def __init__(self, path: Path) -> None:
         """Empties the file. Raises EngineError where it cannot be written."""
@@ -54,7 +53,8 @@ class InstantLog:
         except OSError as error:
             raise EngineError(f"cannot write the instants to {path}: {error}") from error
         self._path = path
-        self._ended: list[Instants] = []
+        self._lines: list[bytes] = []
+        self._encode = msgspec.json.Encoder().encode
         self._on_their_way = 0
         self._writing: asyncio.TimerHandle | None = None
 
@@ -65,26 +65,21 @@ class InstantLog:
             self._writing = None
 
     def ended(self, instants: Instants) -> None:
-        self._ended.append(instants)
+        self._lines += (self._encode(instants), b"\n")
         self._on_their_way -= 1
         if not self._on_their_way:
             self._writing = asyncio.get_running_loop().call_later(IDLE_S, self.write)
 
     def write(self) -> None:
         """What has ended since the last time."""
-        encoder = msgspec.json.Encoder(enc_hook=list)
         with self._path.open("ab") as file:
-            file.writelines(encoder.encode(instants) + b"\n" for instants in self._ended)
-        self._ended.clear()
+            file.writelines(self._lines)
+        self._lines.clear()
 
 
 def read_instants(path: Path) -> list[Instants]:
     """Raises EngineError for a file that is none."""
-
-    def array_of(_type: type, values: list[int]) -> array[int]:
-        return array("q", values)
-
-    decoder = msgspec.json.Decoder(Instants, dec_hook=array_of)
+    decoder = msgspec.json.Decoder(Instants)
     try:
         return [decoder.decode(line) for line in path.read_bytes().splitlines()]
     except (OSError, msgspec.MsgspecError) as error:

@@ -10,6 +10,8 @@ from neobench.engines.entry import EngineEntry
 OPTIONS = (
     "model",
     "hardware",
+    "host_bandwidth",
+    "host_threads",
     "noise",
     "device_blocks",
     "host_memory",

@@ -25,7 +25,7 @@ from neobench.neo_engine.settings import config_of
 from neobench.results.record import Outcome
 
 DEFAULT_DTYPE = "float16"
-_MACHINE_OPTIONS = ("hardware", "noise")
+_MACHINE_OPTIONS = ("hardware", "host_bandwidth", "noise")
 _OF_THIS_MACHINE = ("scheduling_ns",)
 """Counters of Python's own time: not the modelled machine's, and another in every run."""
 
@@ -66,7 +66,12 @@ def model_of(
     if argument is not None:
         settings["max_batch_tokens"] = _token_budget(argument)
     try:
-        machine = machine_of(options["hardware"], config_of(settings, policy=policy))
+        machine = machine_of(
+            options["hardware"],
+            config_of(settings, policy=policy),
+            host_bandwidth=options.get("host_bandwidth") or "typical",
+            kv_is_given="device_blocks" in settings,
+        )
         config = config_of(_with_kv_of(machine, settings), policy=policy)
         noise = Noise(options.get("noise") or 0.0, config.seed)
     except (ConfigError, ProfileError) as error:

@@ -106,6 +106,14 @@ ENGINES: Mapping[str, EngineEntry] = {
         options=("max_model_tokens", "first_token_ms", "inter_token_ms", "log_instants"),
         limits="neobench.engines.null_server:limits",
     ),
+    "modelled": EngineEntry(
+        "neobench.engines.modelled_queue:engine",
+        "a server whose latencies queueing theory knows (M/M/1, M/D/1): serves one request at a time, each for a drawn "
+        "time, in real time over HTTP; models no machine (see --hardware)",
+        options=("service_ms", "service_law", "seed", "max_model_tokens", "log_instants"),
+        limits="neobench.engines.modelled_queue:limits",
+        is_model=True,
+    ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
         "answers at once, in process: measures the harness itself",

@@ -19,6 +19,8 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 _STREAM = re.compile(rb'"stream": ?true')
 _INCLUDE_USAGE = re.compile(rb'"include_usage": ?true')
 _PROMPT = re.compile(rb'"(?:prompt|messages)": ?')
+_IDS = b'"prompt":['
+"""As msgspec and neobench write it; with a space it is a request like any other."""
 _REQUEST_ID = re.compile(rb"\r\nx-request-id: *([^\r]*)", re.IGNORECASE)
 _EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -36,37 +38,49 @@ class Asked(NamedTuple):
     prompt_tokens: int
     """Of token ids their number, of text its words."""
     output_tokens: int
-    prompt_start: str
 
 
 def read_request(body: bytes, *, chat: bool) -> Asked:
     """Raises BadRequestError."""
+    start = body.find(_IDS)
+    if start < 0 or not body[start + len(_IDS) : start + len(_IDS) + 1].isdigit():
+        return _read(body, chat, None)
+    # But for the ids, the requests of a client are the same again and again.
+    end = body.find(b"]", start)
+    return _read(body[:start] + body[end:], chat, body.count(b",", start, end) + 1)
+
+
+@lru_cache(maxsize=64)
+def _read(body: bytes, chat: bool, prompt_tokens: int | None) -> Asked:
+    """`prompt_tokens` is that of a prompt that was cut out; None: it is in there."""
     asked = _MAX_TOKENS.search(body)
     output_tokens = int(asked[1]) if asked else DEFAULT_MAX_TOKENS
     if output_tokens < 1:
         raise BadRequestError("max_tokens must be at least 1")
-    prompt = _PROMPT.search(body)
-    if prompt is None:
-        raise BadRequestError(f"the request has no {'messages' if chat else 'prompt'}")
-    start = prompt.end()
     return Asked(
         chat=chat,
         stream=_STREAM.search(body) is not None,
         usage=_INCLUDE_USAGE.search(body) is not None,
-        prompt_tokens=_prompt_tokens(body, start),
+        prompt_tokens=_prompt_tokens(body, chat) if prompt_tokens is None else prompt_tokens,
         output_tokens=output_tokens,
-        prompt_start=body[start : start + PROMPT_START_BYTES].decode(errors="replace"),
     )
 
 
-def _prompt_tokens(body: bytes, start: int) -> int:
-    if body[start : start + 2].rstrip(b"0123456789") == b"[":
-        return body.count(b",", start, body.find(b"]", start)) + 1
+def _prompt_tokens(body: bytes, chat: bool) -> int:
     try:
         request = msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise BadRequestError(f"the request is no JSON object: {error}") from None
-    return _words([request.get("prompt"), request.get("messages")])
+    name = "messages" if chat else "prompt"
+    if name not in request:
+        raise BadRequestError(f"the request has no {name}")
+    return _words(request[name])
+
+
+def prompt_start(body: bytes) -> str:
+    found = _PROMPT.search(body)
+    assert found is not None, "read_request has found one"
+    return body[found.end() : found.end() + PROMPT_START_BYTES].decode(errors="replace")
 
 
 def _words(prompt: Any) -> int:
@@ -94,14 +108,11 @@ def refusal(status: bytes, message: str) -> bytes:
     return json_answer(status, msgspec.json.encode({"error": {"message": message}}))
 
 
+@lru_cache(maxsize=64)
 def whole_stream(asked: Asked) -> bytes:
     """All of an answer: one server-sent event a token, the usage report, the end."""
-    return _events(asked.chat, asked.output_tokens) + stream_end(asked)
-
-
-@lru_cache(maxsize=64)
-def _events(chat: bool, tokens: int) -> bytes:
-    return _EVENT_STREAM + token_event(chat, last=False) * (tokens - 1) + token_event(chat, last=True)
+    tokens = token_event(asked.chat, last=False) * (asked.output_tokens - 1) + token_event(asked.chat, last=True)
+    return _EVENT_STREAM + tokens + stream_end(asked)
 
 
 def stream_start() -> bytes:

@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import re
 import signal
+import sys
 import time
-from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from neobench.engines.stand_in_api import (
     Asked,
     BadRequestError,
     json_answer,
+    prompt_start,
     read_request,
     refusal,
     request_id,
@@ -29,6 +30,7 @@ from neobench.engines.stand_in_api import (
     whole_body,
     whole_stream,
 )
+from neobench.harness.engine import EngineError
 
 _HEAD_END = b"\r\n\r\n"
 _CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -111,18 +113,18 @@ class _Connection(asyncio.Protocol):
             self._transport.write(refusal(b"400 Bad Request", str(error)))
             return
         if server.timing is None:
-            self._at_once(head, asked, received_ns)
+            self._at_once(head, body, asked, received_ns)
             return
         plan = server.timing(received_ns, asked.output_tokens)
-        instants = _instants(head, asked, received_ns, plan)
+        instants = _instants(head, body, asked, received_ns, plan)
         self._answer = _Answer(server, self._transport, asked, plan, instants, self._answered)
 
-    def _at_once(self, head: bytes, asked: Asked, received_ns: int) -> None:
+    def _at_once(self, head: bytes, body: bytes, asked: Asked, received_ns: int) -> None:
         answer = whole_stream(asked) if asked.stream else whole_body(asked)
         log = self._server.log
         if log is not None:
-            instants = _instants(head, asked, received_ns, Plan(received_ns, [received_ns]))
-            instants.token_ns = array("q", [time.perf_counter_ns()]) * asked.output_tokens
+            instants = _instants(head, body, asked, received_ns, Plan(received_ns, [received_ns]))
+            instants.token_ns = [time.perf_counter_ns()] * asked.output_tokens
             instants.completed = True
             log.began()
             log.ended(instants)
@@ -134,16 +136,16 @@ class _Connection(asyncio.Protocol):
         self._take(time.perf_counter_ns())
 
 
-def _instants(head: bytes, asked: Asked, received_ns: int, plan: Plan) -> Instants:
+def _instants(head: bytes, body: bytes, asked: Asked, received_ns: int, plan: Plan) -> Instants:
     return Instants(
         request_id=request_id(head),
-        prompt_start=asked.prompt_start,
+        prompt_start=prompt_start(body),
         prompt_tokens=asked.prompt_tokens,
         output_tokens=asked.output_tokens,
         received_ns=received_ns,
         began_ns=plan.began_ns,
         last_due_ns=plan.token_due_ns[-1],
-        token_ns=array("q"),
+        token_ns=[],
     )
 
 
@@ -183,7 +185,7 @@ class _Answer:
         now_ns = time.perf_counter_ns()
         if not asked.stream:
             self._transport.write(whole_body(asked))
-            instants.token_ns = array("q", [now_ns]) * asked.output_tokens
+            instants.token_ns = [now_ns] * asked.output_tokens
             self._end()
             return
         sent = len(instants.token_ns)
@@ -217,12 +219,15 @@ def argument_parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_server(model: str, timing: Timing | None, *, port: int, log: Path | None) -> None:
-    """Until SIGTERM or SIGINT, on which the log is written out. Raises EngineError where it cannot be made."""
+    """Until SIGTERM or SIGINT, on which the log is written out. Exits with a sentence if it cannot listen or log."""
     from neobench.harness.descriptors import allow_connections
     from neobench.harness.runner import run_async
 
     allow_connections(MAX_CONNECTIONS)
-    run_async(_serve(model, timing, port, None if log is None else InstantLog(log)))
+    try:
+        run_async(_serve(model, timing, port, None if log is None else InstantLog(log)))
+    except EngineError as error:
+        sys.exit(str(error))
 
 
 async def _serve(model: str, timing: Timing | None, port: int, log: InstantLog | None) -> None:
@@ -231,10 +236,14 @@ async def _serve(model: str, timing: Timing | None, port: int, log: InstantLog |
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     server = StandInServer(model, timing, log)
-    listening = await loop.create_server(partial(_Connection, server), HOST, port, backlog=BACKLOG)
+    try:
+        listening = await loop.create_server(partial(_Connection, server), HOST, port, backlog=BACKLOG)
+    except OSError as error:
+        raise EngineError(f"cannot listen on port {port} of {HOST}: {error}") from error
     try:
         await stop.wait()
     finally:
         listening.close()
+        server.deadlines.close()
         if log is not None:
             log.write()

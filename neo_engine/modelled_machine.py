@@ -12,11 +12,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from neobench.neo_engine.config import DTYPE_BYTES, ConfigError, EngineConfig, ModelShape
 from neobench.neo_engine.cost_model import CostTables, Curve, Profile, ProfileError
+from neobench.neo_engine.hardware.catalogue import resolve_machine
+from neobench.neo_engine.hardware.derive import assumptions, fitted_factors, kv_memory_bytes, kv_room, tables_for
+from neobench.neo_engine.hardware.schema import BandwidthLevel
 
 ALL_REDUCES_PER_LAYER = 2
 """After attention's output projection and after the MLP."""
+ALL_REDUCE_LATENCY_NS = 20_000.0
+"""Of a small all-reduce over NVLink with NCCL: an assumption, measured by nobody here."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,53 @@ class ModelledMachine:
     """For run.json: sheets, factors, assumptions."""
 
 
-def machine_of(hardware: str, config: EngineConfig) -> ModelledMachine:
-    """By the file of a profile. Raises ConfigError or ProfileError for one that cannot be used."""
-    if Path(hardware).suffix != ".json":
-        raise ConfigError(f"unknown hardware {hardware!r}: give the file of a profile, made by `neobench profile`")
-    return profiled_machine(Path(hardware), config)
+def machine_of(
+    hardware: str,
+    config: EngineConfig,
+    *,
+    host_bandwidth: BandwidthLevel = "typical",
+    kv_is_given: bool = False,
+) -> ModelledMachine:
+    """By the file of a profile (.json), a name of the catalogue, GPU+HOST, or a user's catalogue (.yaml).
+
+    A machine's own profile is used instead of derived tables where it has one. Host threads default to all cores but
+    one. Raises ConfigError or ProfileError for hardware that cannot be used, and, unless `kv_is_given`, where the
+    model's weights leave no room for KV.
+    """
+    if Path(hardware).suffix == ".json":
+        return profiled_machine(Path(hardware), config)
+    machine = resolve_machine(hardware)
+    shard = shard_of(config.shape, machine.num_gpus)
+    facts = assumptions(machine, host_bandwidth, config.host_threads)
+    if machine.profile_path is not None:
+        tables = profiled_machine(machine.profile_path, config).tables
+    else:
+        tables = tables_for(
+            machine,
+            config.shape,
+            config.dtype,
+            shard=shard,
+            block_bytes=config.block_bytes(config.device_layout),
+            host_kv_dtype=config.host_kv_dtype,
+            host_threads=config.host_threads,
+            host_bandwidth=host_bandwidth,
+        )
+        tables = with_all_reduce(
+            tables,
+            config.shape,
+            config.dtype,
+            num_gpus=machine.num_gpus,
+            link_bytes_per_s=machine.peer_link_gb_per_s * 1e9 * fitted_factors().link,
+            latency_ns=ALL_REDUCE_LATENCY_NS,
+        )
+        facts["factors"] = msgspec.to_builtins(fitted_factors())
+    host_memory_bytes = kv_memory_bytes(machine.host)
+    if kv_is_given:
+        return ModelledMachine(machine.name, tables, None, host_memory_bytes, facts)
+    room = kv_room(machine, shard, config)
+    return ModelledMachine(
+        machine.name, tables, room.device_blocks, host_memory_bytes, {**facts, "kv_room": asdict(room)}
+    )
 
 
 def shard_of(shape: ModelShape, num_gpus: int) -> ModelShape:

@@ -28,7 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("neobench.cli.export:export", "Write runs in the formats of other tools."),
     "convert": ("neobench.cli.convert:convert", "Make run folders of vLLM's and GuideLLM's result files."),
     "plot": ("neobench.cli.plot:plot", "Put runs into one table and one load-latency figure."),
-    "list": ("neobench.cli.listing:list_", "List the engines, workloads or models that have a name."),
+    "list": ("neobench.cli.listing:list_", "List the engines, workloads, models or machines that have a name."),
 }
 
 

@@ -13,9 +13,9 @@ LINE_WIDTH = 120
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["engines", "workloads", "models"]))
+@click.argument("what", type=click.Choice(["engines", "workloads", "models", "hardware"]))
 def list_(what: str) -> None:
-    """List the engines, workloads or models that have a name.
+    """List the engines, workloads, models or machines (hardware) that have a name.
 
     Engines of other packages name theirs; one that cannot be loaded is shown with the reason.
     """
@@ -33,6 +33,8 @@ def _rows(what: str) -> list[tuple[str, str]]:
         from neobench.workloads.registry import WORKLOADS
 
         return [(name, entry.description) for name, entry in WORKLOADS.items()]
+    if what == "hardware":
+        return _hardware_rows()
     from neobench.neo_engine.config import NAMED_SHAPES
 
     rows = []
@@ -44,6 +46,26 @@ def _rows(what: str) -> list[tuple[str, str]]:
         )
         attention = f"{shape.num_query_heads}/{shape.num_kv_heads} heads of {shape.head_dim}"
         rows.append((name, f"{size} parameters, {shape.num_layers} layers, {attention}, random weights"))
+    return rows
+
+
+def _hardware_rows() -> list[tuple[str, str]]:
+    from neobench.neo_engine.hardware.catalogue import shipped
+    from neobench.neo_engine.hardware.host_memory import read_range
+
+    rows = []
+    for machine in shipped().machines():
+        gpu, host, read = machine.gpu, machine.host, read_range(machine.host)
+        price = f", ${machine.price_usd_per_h:g}/h" if machine.price_usd_per_h else ""
+        gpus = f"{machine.num_gpus} x " if machine.num_gpus > 1 else ""
+        rows.append(
+            (
+                machine.name,
+                f"{gpus}{gpu.name} ({gpu.fp16_tflops:g} TFLOP/s, {gpu.memory_mib / 1024:.0f} GiB, "
+                f"{gpu.bandwidth_gb_per_s:g} GB/s); {host.cores} cores of {host.isa}, {host.memory_gib:g} GiB, "
+                f"reads {read.low:.0f} to {read.high:.0f} GB/s; link {machine.link_gb_per_s:g} GB/s{price}",
+            )
+        )
     return rows
 
 

@@ -17,7 +17,14 @@ _OPTIONS = (
     click.option(
         "--hardware",
         metavar="MACHINE",
-        help="Model the engine on this machine, in virtual time; now: the file of a profile from `neobench profile`.",
+        help="Model the engine on this machine, in virtual time: a name of `neobench list hardware`, GPU+HOST, "
+        "your own catalogue (FILE.yaml or FILE.yaml:MACHINE), or the file of a profile from `neobench profile`.",
+    ),
+    click.option(
+        "--host-bandwidth",
+        type=click.Choice(["low", "typical", "high"]),
+        help="With --hardware: where in the range of what a slice of a host may read from its memory.",
+        show_default="typical",
     ),
     click.option(
         "--noise",

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from neobench.engines.service_laws import DEFAULT_MEAN_MS, EXPONENTIAL, LAWS
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -23,6 +25,19 @@ _OPTIONS = (
         metavar="MS",
         show_default="at once",
         help="null_server: from one token to the next.",
+    ),
+    click.option(
+        "--service-ms",
+        type=click.FloatRange(0, min_open=True),
+        metavar="MS",
+        show_default=f"{DEFAULT_MEAN_MS:g}",
+        help="modelled: mean time for which a request is served, alone and after those before it.",
+    ),
+    click.option(
+        "--service-law",
+        type=click.Choice(LAWS),
+        show_default=EXPONENTIAL,
+        help="modelled: of these times; with Poisson arrivals an M/M/1 or an M/D/1 queue.",
     ),
     click.option(
         "--log-instants",

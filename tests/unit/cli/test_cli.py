@@ -96,9 +96,10 @@ def test_every_policy_is_an_engine() -> None:
     assert {entry.settings["policy"] for entry in ENGINES.values() if "policy" in entry.settings} == set(POLICIES)
 
 
-def test_a_restricted_run_is_emulated() -> None:
-    assert provenance_kind({"sms": 8}) == provenance_kind({"emulate": "t4"}) == "emulated"
-    assert provenance_kind({"device_blocks": 8}) == "measured"
+def test_the_kind_of_a_run_follows_from_its_engine_and_options() -> None:
+    assert provenance_kind("neo", {"sms": 8}) == provenance_kind("neo", {"emulate": "t4"}) == "emulated"
+    assert provenance_kind("neo", {"device_blocks": 8}) == provenance_kind("null_server", {}) == "measured"
+    assert provenance_kind("neo", {"hardware": "t4"}) == provenance_kind("modelled", {}) == "modelled"
 
 
 def test_each_engine_gets_the_options_that_it_takes() -> None:
@@ -116,6 +117,7 @@ def test_list_names_everything() -> None:
         invoke("list", "engines").output.split()
     )
     assert "carperai" in invoke("list", "workloads").output
+    assert "g4dn.4xlarge" in invoke("list", "hardware").output
     models = invoke("list", "models").output
     assert "llama-3.1-70b" in models
     assert "70.6 B" in models

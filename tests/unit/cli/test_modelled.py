@@ -55,7 +55,7 @@ def test_noise_changes_the_times(profile: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hardware", "t5"], "unknown hardware 't5'"),
+        (["--hardware", "t5"], "unknown machine 't5'"),
         (["--hardware", "x.json", "--engine", "null"], "null cannot be modelled"),
         (["--hardware", "x.json", "--device", "cuda"], "--device is no option of neo"),
         (["--hardware", "x.json"], "cannot use profile x.json"),

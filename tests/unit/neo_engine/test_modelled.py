@@ -98,5 +98,5 @@ def test_a_profile_is_a_machine_of_its_own_model_alone(costs: CostModel, tmp_pat
     assert machine_of(str(path), config).tables == costs.tables
     with pytest.raises(ProfileError, match="num_layers 32, not 8"):
         machine_of(str(path), EngineConfig(model="tiny", dtype="float16"))
-    with pytest.raises(ConfigError, match="unknown hardware"):
+    with pytest.raises(ConfigError, match="unknown machine"):
         machine_of("t5", config)
