@@ -17,8 +17,9 @@ from typing import Any
 
 from benchmarks.loadgen.loads import Load, Report
 from benchmarks.loadgen.tools import Tool, UnreadableError
-from benchmarks.loadgen.truth import Served, measured_requests, read_log, true_figures
+from benchmarks.loadgen.truth import measured_requests, true_figures
 from neobench.engines import die_with_parent
+from neobench.engines.instant_log import Instants, read_instants
 from neobench.engines.process import ServerProcess, free_port
 
 SERVER_START_TIMEOUT_S = 30.0
@@ -68,7 +69,7 @@ def measure(tool: Tool, load: Load, *, delays: Delays, folder: Path, limit_s: fl
     finally:
         asyncio.run(server.stop())
     report, failure = _report(tool, ended, folder, limit_s)
-    row = build_row(load, read_log(instants_path), report, ended)
+    row = build_row(load, read_instants(instants_path), report, ended)
     return {"tool": tool.name, **row, "failure": failure, "command": told}
 
 
@@ -83,7 +84,7 @@ def _report(tool: Tool, ended: Ended, folder: Path, limit_s: float) -> tuple[Rep
     return None, f"{problem}. The end of its output:\n{_tail(folder / 'tool.log')}"
 
 
-def build_row(load: Load, served: Sequence[Served], report: Report | None, ended: Ended) -> dict[str, Any]:
+def build_row(load: Load, served: Sequence[Instants], report: Report | None, ended: Ended) -> dict[str, Any]:
     """The server's log beside the tool's report; an error is what was reported less what was true."""
     requests = measured_requests(served, load.num_requests)
     true = true_figures(requests)

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-
-class Served(msgspec.Struct, frozen=True):
-    """What the server's log says of one request and is used here; see neobench.engines.instant_log."""
-
-    received_ns: int
-    token_ns: list[int]
-    completed: bool
+from neobench.engines.instant_log import Instants
 
 
-def read_log(path: Path) -> list[Served]:
-    return msgspec.json.Decoder(Served).decode_lines(path.read_bytes())
-
-
-def measured_requests(served: Sequence[Served], num_requests: int) -> list[Served]:
+def measured_requests(served: Sequence[Instants], num_requests: int) -> list[Instants]:
     """In the order of their arrival. Some tools send a request to try the server before the ones they measure."""
     return sorted(served, key=lambda request: request.received_ns)[-num_requests:]
 
 
-def true_figures(requests: Sequence[Served]) -> dict[str, Any]:
+def true_figures(requests: Sequence[Instants]) -> dict[str, Any]:
     """Of `requests` in the order of their arrival: rates per second, and milliseconds from the last byte of a request.
 
     delivered_rate   (n - 1) / (last arrival - first arrival)

@@ -25,7 +25,8 @@ from benchmarks.loadgen.tools import (
     VllmBench,
     installed_version,
 )
-from benchmarks.loadgen.truth import Served, measured_requests, read_log, true_figures
+from benchmarks.loadgen.truth import measured_requests, true_figures
+from neobench.engines.instant_log import Instants, read_instants
 from neobench.harness.runner import RunContext
 
 DATA = Path(__file__).parent / "data" / "loadgen"
@@ -38,8 +39,20 @@ TOOLS: dict[str, Tool] = {
 MS = 1_000_000
 
 
-def served(received_ms: float, *tokens_ms: float, completed: bool = True) -> Served:
-    return Served(round(received_ms * MS), [round(instant * MS) for instant in tokens_ms], completed)
+def served(received_ms: float, *tokens_ms: float, completed: bool = True) -> Instants:
+    token_ns = [round(instant * MS) for instant in tokens_ms]
+    received_ns = round(received_ms * MS)
+    return Instants(
+        request_id=None,
+        prompt_start="[1,2",
+        prompt_tokens=2,
+        output_tokens=len(token_ns),
+        received_ns=received_ns,
+        began_ns=received_ns,
+        last_due_ns=token_ns[-1] if token_ns else received_ns,
+        token_ns=token_ns,
+        completed=completed,
+    )
 
 
 def report(**figures: Any) -> Report:
@@ -64,7 +77,7 @@ def test_a_recorded_result_is_read_and_agrees_with_the_servers_log(name: str) ->
     read = TOOLS[name].read(DATA / name)
     assert (read.completed, read.failed, read.lag_p99_ms is None) == (8, 0, name != "neobench")
     ended = Ended(status=0, started_ns=0, wall_s=1.0, cpu_s=1.0)
-    built = build_row(RECORDED, read_log(DATA / name / "instants.jsonl"), read, ended)
+    built = build_row(RECORDED, read_instants(DATA / name / "instants.jsonl"), read, ended)
     assert built["true"]["requests"] == built["true"]["completed"] == 8
     assert built["delivered_ratio"] == pytest.approx(1, abs=0.01)
     assert built["true"]["ttft_p50_ms"] == pytest.approx(50, abs=0.5)
@@ -136,7 +149,7 @@ def test_what_was_not_answered_counts_as_an_arrival_alone() -> None:
 
 
 @pytest.mark.parametrize("requests", [[], [served(5, 6)], [served(5, 6), served(5, 7)]])
-def test_without_two_instants_there_is_no_rate(requests: list[Served]) -> None:
+def test_without_two_instants_there_is_no_rate(requests: list[Instants]) -> None:
     assert true_figures(requests)["delivered_rate"] is None
 
 
