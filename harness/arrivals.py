@@ -72,7 +72,7 @@ def offsets_of_ns(arrival: ArrivalSpec, requests: Sequence[PromptRequest], seed:
     if arrival.kind == "trace":
         return trace([request.arrival_ns for request in requests], arrival.speed or 1.0)
     arrives = np.array([request.turn == 0 for request in requests], dtype=np.bool_)
-    return draw_offsets_ns(arrival, int(arrives.sum()), seed)[np.cumsum(arrives) - 1]
+    return np.take(draw_offsets_ns(arrival, int(arrives.sum()), seed), np.cumsum(arrives) - 1)
 
 
 def draw_offsets_ns(arrival: ArrivalSpec, num_requests: int, seed: int) -> Offsets:

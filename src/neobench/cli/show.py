@@ -129,7 +129,8 @@ def _about(info: RunInfo) -> RenderableType:
     from neobench.reports.run import describe_machine
 
     spec, provenance = info.spec, info.provenance
-    rate = "all at once" if info.request_rate is None else f"{info.request_rate:g} requests/s"
+    unit = "sessions/s" if spec["workload"].get("sessions") else "requests/s"
+    rate = "all at once" if info.request_rate is None else f"{info.request_rate:g} {unit}"
     return _pairs(
         {
             "Engine": str(spec["engine"]["name"]),
