@@ -164,7 +164,19 @@ def _rates(summary: Mapping[str, Any]) -> RenderableType:
     for key, unit in RATES.items():
         if summary.get(key) is not None:
             pairs[key] = f"{summary[key]:,.4g} {unit}" if summary[key] < 1000 else f"{summary[key]:,.0f} {unit}"
-    return _pairs(pairs)
+    return _pairs({**pairs, **_sessions(summary.get("sessions"))})
+
+
+def _sessions(sessions: Mapping[str, Any] | None) -> dict[str, str]:
+    if sessions is None:
+        return {}
+    shown = {"Sessions": f"{sessions['completed_sessions']} of {sessions['num_sessions']} completed"}
+    if sessions["median_session_s"] is not None:
+        shown["Sessions"] += f", {sessions['median_session_s']:.3g} s (median, thinking included)"
+    for turn in ("first", "later"):
+        if (ttft_ms := sessions[f"median_{turn}_turn_ttft_ms"]) is not None:
+            shown[f"TTFT of {turn} turns"] = f"{ttft_ms:,.3g} ms (median)"
+    return shown
 
 
 def _latencies(summary: Mapping[str, Any]) -> RenderableType:

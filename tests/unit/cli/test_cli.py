@@ -321,6 +321,7 @@ def test_requests_are_turns_of_sessions_when_asked(tmp_path: Path) -> None:
     assert sum(row["session"] == "" for row in rows) == 4  # warm-up
     shown = invoke("show", str(folder))
     assert "60 sessions/s" in shown.output
+    assert "TTFT of later turns" in shown.output
 
 
 def test_the_plan_of_sessions_counts_their_thinking(tmp_path: Path) -> None:
