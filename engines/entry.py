@@ -24,6 +24,8 @@ class EngineEntry(NamedTuple):
     keyword, None without."""
     argument: str = ""
     """What may stand behind a colon after the name, for help: "TOKENS" for "vllm:256". Empty: nothing may."""
+    is_model: bool = False
+    """Its latencies are those of a model, though they take real time: its runs are of kind "modelled"."""
 
     def takes(self, option: str) -> bool:
         return option in self.options and option not in self.settings

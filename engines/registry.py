@@ -100,10 +100,19 @@ ENGINES: Mapping[str, EngineEntry] = {
         limits="neobench.engines.openai_limits:limits",
     ),
     "null_server": EngineEntry(
-        "neobench.engines.null_server:NullServerEngine",
-        "answers at once, over HTTP from a process of its own: measures the client (see `neobench selftest`)",
-        options=("max_model_tokens",),
+        "neobench.engines.null_server:engine",
+        "answers at once or after known delays, over HTTP from a process of its own: measures the client "
+        "(see `neobench selftest`)",
+        options=("max_model_tokens", "first_token_ms", "inter_token_ms", "log_instants"),
         limits="neobench.engines.null_server:limits",
+    ),
+    "modelled": EngineEntry(
+        "neobench.engines.modelled_queue:engine",
+        "a server whose latencies queueing theory knows (M/M/1, M/D/1): serves one request at a time, each for a drawn "
+        "time, in real time over HTTP; models no machine (see --hardware)",
+        options=("service_ms", "service_law", "seed", "max_model_tokens", "log_instants"),
+        limits="neobench.engines.modelled_queue:limits",
+        is_model=True,
     ),
     "null": EngineEntry(
         "neobench.engines.null:NullEngine",
@@ -150,7 +159,7 @@ def _modelled_entry(name: str) -> EngineEntry:
     from neobench.harness.engine import EngineError
 
     if name not in MODELLED:
-        raise EngineError(f"{name} cannot be modelled; --hardware goes with {', '.join(MODELLED)}")
+        raise EngineError(f"--hardware goes with {', '.join(MODELLED)}; not with {name}")
     return MODELLED[name]
 
 

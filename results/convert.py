@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def read_runs(content: bytes) -> list[ForeignRun]:
     Raises ConvertError.
     """
     runs: list[ForeignRun] = []
-    documents = _documents(content)
+    documents = read_documents(content)
     for number, document in enumerate(documents, start=1):
         try:
             if looks_like_guidellm(document):
@@ -47,11 +48,12 @@ def read_runs(content: bytes) -> list[ForeignRun]:
     return runs
 
 
-def _documents(content: bytes) -> list[Any]:
+def read_documents(content: bytes) -> list[Any]:
+    """Raises ConvertError."""
     if not content.strip():
         raise ConvertError("it is empty")
     try:
-        document = msgspec.json.decode(content)
+        document = _decode(content)
     except msgspec.DecodeError as error:
         documents = _lines(content)
         if documents is None:
@@ -67,10 +69,24 @@ def _documents(content: bytes) -> list[Any]:
 def _lines(content: bytes) -> list[Any] | None:
     """None unless every line is a JSON object of its own."""
     try:
-        documents = [msgspec.json.decode(line) for line in content.splitlines() if line.strip()]
+        documents = [_decode(line) for line in content.splitlines() if line.strip()]
     except msgspec.DecodeError:
         return None
     return documents if len(documents) > 1 and all(isinstance(one, dict) for one in documents) else None
+
+
+def _decode(content: bytes) -> Any:
+    """Raises msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        # vLLM writes with Python's json, for which an infinite burstiness is Infinity: no JSON, but its own reader's.
+        if b"Infinity" not in content and b"NaN" not in content:
+            raise
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error)) from None
 
 
 def _described(document: object) -> str:

@@ -18,6 +18,7 @@ from neobench.cli.modelled import modelled_options, run_in_its_time
 from neobench.cli.openai_options import openai_options
 from neobench.cli.options import engine_options, names, rates
 from neobench.cli.session import Session, draw_prompts, measure_all, run_spec
+from neobench.cli.stand_in_options import stand_in_options
 from neobench.cli.telemetry import telemetry_options
 from neobench.cli.vllm_options import vllm_options
 from neobench.cli.workload_options import pop_workload, workload_options
@@ -88,6 +89,7 @@ EXIT_INVALID = 4
 @engine_options
 @vllm_options
 @openai_options
+@stand_in_options
 @extra_options
 def run(as_json: bool, dry_run: bool, output: Path | None, **options: Any) -> None:
     """Measure engines under a workload at one or several request rates.

@@ -272,7 +272,7 @@ async def measure_rate(
             sent.requests,
             engine,
             path,
-            context=replace(context, kind=provenance_kind(engine_options(session, name))),
+            context=replace(context, kind=provenance_kind(name, engine_options(session, name))),
             warmup=sent.warmup,
             workload=sent.facts,
             options=in_its_time(DriveOptions(stop=stop, on_progress=show), session.engine_options),
@@ -286,9 +286,12 @@ def slug(text: str) -> str:
     return "".join(character if character.isalnum() or character in "._" else "-" for character in text)
 
 
-def provenance_kind(options: Mapping[str, Any]) -> ProvenanceKind:
+def provenance_kind(engine: str, options: Mapping[str, Any]) -> ProvenanceKind:
     """Of a run with these options of its engine."""
-    if is_modelled(options):
+    from neobench.engines.registry import find
+
+    entry, _ = find(engine, options)
+    if is_modelled(options) or entry.is_model:
         return "modelled"
     return "emulated" if options.keys() & RESTRICTING else "measured"
 

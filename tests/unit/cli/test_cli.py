@@ -59,6 +59,10 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         ),
         (["run", "--engine", "null", "--model", "tiny"], "--model is no option of null"),
         (["run", "--engine-option", "speed=9"], "--engine-option speed is no option of neo; no engine takes it"),
+        (
+            ["run", "--engine", "modelled", "--engine-option", "service=9"],
+            "did you mean --service-ms or",
+        ),
         (["run", "--engine-option", "speed"], "is not NAME=VALUE"),
         (["run", "--engine-option", "sms=8"], "has a flag of its own: --sms 8"),
         (["run", "--engine", "neo:256"], "neo takes nothing behind a colon"),
@@ -104,9 +108,10 @@ def test_every_policy_is_an_engine() -> None:
     assert {entry.settings["policy"] for entry in ENGINES.values() if "policy" in entry.settings} == set(POLICIES)
 
 
-def test_a_restricted_run_is_emulated() -> None:
-    assert provenance_kind({"sms": 8}) == provenance_kind({"emulate": "t4"}) == "emulated"
-    assert provenance_kind({"device_blocks": 8}) == "measured"
+def test_the_kind_of_a_run_follows_from_its_engine_and_options() -> None:
+    assert provenance_kind("neo", {"sms": 8}) == provenance_kind("neo", {"emulate": "t4"}) == "emulated"
+    assert provenance_kind("neo", {"device_blocks": 8}) == provenance_kind("null_server", {}) == "measured"
+    assert provenance_kind("neo", {"hardware": "t4"}) == provenance_kind("modelled", {}) == "modelled"
 
 
 def test_each_engine_gets_the_options_that_it_takes() -> None:

@@ -184,6 +184,23 @@ def test_an_invalid_run_stays_invalid_through_a_vllm_file(tmp_path, converted):
     assert set(run.summary["validity"]["reasons"]) <= set(again.summary["validity"]["reasons"])
 
 
+def test_vllms_constant_rate_is_read_though_it_is_no_json(converted, tmp_path):
+    """It writes `--burstiness inf` as Infinity."""
+    file = tmp_path / "constant.json"
+    file.write_text(json.dumps(document(VLLM_DETAILED) | {"burstiness": float("inf")}))
+    assert b"Infinity" in file.read_bytes()
+    (run,) = converted(file).values()
+    assert run.info.spec["arrival"]["kind"] == "constant"
+
+
+def test_what_is_broken_beside_an_infinity_is_an_error(tmp_path):
+    file = tmp_path / "broken.json"
+    file.write_text('{"burstiness": Infinity')
+    result = convert(tmp_path / "runs", file)
+    assert result.exit_code == 1
+    assert "it is not JSON" in result.output
+
+
 def _without_one_ttft(theirs):
     theirs["ttfts"].pop()
 
