@@ -45,7 +45,7 @@ EXIT_INVALID = 4
     metavar="RATES",
     default="4",
     show_default=True,
-    help="Requests per second; several, comma-separated, make a curve.",
+    help="Requests per second, with --turns sessions per second; several, comma-separated, make a curve.",
 )
 @arrival_options
 @click.option(

@@ -175,7 +175,9 @@ def _sessions(sessions: Mapping[str, Any] | None) -> dict[str, str]:
         shown["Sessions"] += f", {sessions['median_session_s']:.3g} s (median, thinking included)"
     for turn in ("first", "later"):
         if (ttft_ms := sessions[f"median_{turn}_turn_ttft_ms"]) is not None:
-            shown[f"TTFT of {turn} turns"] = f"{ttft_ms:,.3g} ms (median)"
+            shown[f"TTFT of {turn} turns"] = (
+                f"{ttft_ms:,.4g} ms (median)" if ttft_ms < 1000 else f"{ttft_ms:,.0f} ms (median)"
+            )
     return shown
 
 

@@ -308,7 +308,7 @@ def test_requests_are_turns_of_sessions_when_asked(tmp_path: Path) -> None:
     done = run_null(tmp_path / "out", *SESSIONS)
     assert done.exit_code in (0, 4), done.stderr
     assert "60 requests are the turns of" in done.stderr
-    assert "Rate is that of sessions" in done.output
+    assert "A rate of sessions, all else over their turns" in done.output
     folder = tmp_path / "out" / "null-rate-60"
     run = json.loads((folder / "run.json").read_text())
     assert run["spec"]["workload"]["sessions"] == {
