@@ -36,10 +36,8 @@ class Sessions:
 
 def never_due(ended: RequestRecord) -> Completion:
     """What becomes of the turns behind one that failed: no user goes on talking to somebody who did not answer."""
-    return Completion(
-        outcome=Outcome.SESSION_ENDED,
-        error=f"turn {ended.turn} of session {ended.session} ended as {ended.outcome.value}, so this one was never due",
-    )
+    error = f"never due: an earlier turn of its session ended as {ended.outcome.value}"
+    return Completion(outcome=Outcome.SESSION_ENDED, error=error)
 
 
 def of_client(requests: Sequence[PromptRequest], client: int, num_clients: int) -> list[int]:

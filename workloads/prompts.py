@@ -80,11 +80,12 @@ def build_requests(
     If the longest request does not fit `max_model_tokens`, all lengths are multiplied by the one factor that makes it
     fit; info["scaling"] then has the factor and a sentence for the user, else it is None.
     """
+    room_tokens = max_model_tokens
     if max_model_tokens is not None and shared_prefixes is not None:
-        max_model_tokens = shared_prefixes.room_after(max_model_tokens)
+        room_tokens = shared_prefixes.room_after(max_model_tokens)
     drawn = _draw(workload, num_requests, num_warmup, streams=streams, replay=replay, sessions=sessions)
-    drawn, scaling = _fitted(drawn, workload, max_model_tokens)
-    plan = drawn.plan(sessions, num_requests, streams.sessions, max_model_tokens)
+    drawn, scaling = _fitted(drawn, workload, room_tokens)
+    plan = drawn.plan(sessions, num_requests, streams.sessions, room_tokens)
     prompts = _prompts(drawn, plan, shared_prefixes, vocab_size=vocab_size, rng=streams.prompts)
     places = [*([{}] * num_requests if plan is None else plan.places()), *[{}] * num_warmup]
     requests = [

@@ -132,7 +132,7 @@ def test_a_failed_turn_ends_its_session_and_the_rest_of_it_says_so() -> None:
     ]
     assert ms(records, "issued_ns")[2:] == [None, None, 0, 15]
     assert ms(records, "scheduled_ns")[2:4] == [25, 25]
-    assert records[3].error == "turn 1 of session 0 ended as http_error, so this one was never due"
+    assert records[3].error == "never due: an earlier turn of its session ended as http_error"
     assert not result.interrupted
 
 
