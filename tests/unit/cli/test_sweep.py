@@ -84,7 +84,7 @@ def test_a_failing_engine_leaves_the_others_alone_and_is_retried_on_demand(tmp_p
     # On a busy machine the other point may be invalid, and is then to be measured again too.
     assert re.search(r"^to do .*engine neo,", sweep(file, "--dry-run", "--retry-failed").output, re.MULTILINE)
     assert sweep(file, "--retry-failed").exit_code == 1
-    assert len(list((tmp_path / "out" / "points").glob("*/point.retried.json"))) == 1
+    assert len(list((tmp_path / "out" / "points").glob("neo-*/point.retried.json"))) == 1
 
 
 @pytest.mark.parametrize(
