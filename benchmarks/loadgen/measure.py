@@ -70,7 +70,7 @@ def measure(tool: Tool, load: Load, *, delays: Delays, folder: Path, limit_s: fl
         asyncio.run(server.stop())
     report, failure = _report(tool, ended, folder, limit_s)
     row = build_row(load, read_instants(instants_path), report, ended)
-    return {"tool": tool.name, **row, "failure": failure, "command": told}
+    return {"tool": tool.name, **row, "failure": failure, "command": told, "environment": dict(tool.environment())}
 
 
 def _report(tool: Tool, ended: Ended, folder: Path, limit_s: float) -> tuple[Report | None, str | None]:

@@ -244,11 +244,13 @@ def test_the_other_tools_go_on_when_one_fails_and_the_table_keeps_both(
         tools=(Program("raise SystemExit('no')"), Program("print('no')", name="other"), VllmBench("/no", tmp_path)),
         context=RunContext.capture(["run.py"]),
     )
-    rows = run.run_all(options, tmp_path)
+    rows, is_complete = run.run_all(options, tmp_path)
+    assert is_complete
     assert [(row["tool"], row["load"]) for row in rows[:2]] == [("program", "constant-10"), ("other", "constant-10")]
     document = msgspec.json.decode((tmp_path / "table.json").read_bytes())
     assert document["rows"] == msgspec.to_builtins(rows)
     assert document["versions"]["other"] == "1"
+    assert document["rows"][0]["environment"] == {"SAID": "by the environment"}
     said = capsys.readouterr().out
     assert "vllm bench serve is left out: /no does not run" in said
     assert "[2/6] other 1, constant-10 ... FAILED: it measures nothing" in said
@@ -315,3 +317,9 @@ def test_a_closed_loop_says_how_many_are_in_flight() -> None:
     for tool, flag in ((TOOLS["neobench"], "--concurrency 4"), (TOOLS["vllm"], "--max-concurrency 4")):
         assert flag in " ".join(tool.command(load, "http://here", Path("folder")))
     assert "kind=concurrent,streams=4" in TOOLS["guidellm"].command(load, "http://here", Path("folder"))
+
+
+def test_guidellm_may_have_fewer_processes() -> None:
+    tool = GuideLlm("python", Path("tokenizer"), 2, name="GuideLLM, 2 processes")
+    assert tool.environment()["GUIDELLM__MAX_WORKER_PROCESSES"] == "2"
+    assert "GUIDELLM__MAX_WORKER_PROCESSES" not in TOOLS["guidellm"].environment()
