@@ -21,8 +21,10 @@ bench:
 	@$(VENV)/bin/neobench run --engine neo,gpu_only --workload carperai --model tiny \
 		--device-blocks 54 --host-memory 256MiB --rate 3,5,7,9 --num-requests 100 || [ $$? -eq 4 ]
 
+# What measures or drives a machine runs alone; the rest shares it.
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile tests/unit
+	$(VENV)/bin/python -m pytest --ignore tests/unit
 
 test-native: setup
 	@tools/test_native.sh

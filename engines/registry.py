@@ -159,7 +159,7 @@ def _modelled_entry(name: str) -> EngineEntry:
     from neobench.harness.engine import EngineError
 
     if name not in MODELLED:
-        raise EngineError(f"{name} cannot be modelled; --hardware goes with {', '.join(MODELLED)}")
+        raise EngineError(f"--hardware goes with {', '.join(MODELLED)}; not with {name}")
     return MODELLED[name]
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from neobench.engines.service_laws import DETERMINISTIC, EXPONENTIAL, service_times_ns
+from neobench.results.validity import lag_limit_ms
 
 from .known_latency import KnownRun, known_run
 
@@ -31,6 +32,7 @@ NUM_QUEUES = 20_000
 """Simulated; a figure outside of all of them is chance once in 10,000 runs."""
 AT_A_TIME = 2_000
 LATE_MS = 10.0
+ATTEMPTS = 3
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,10 +45,19 @@ def modelled(folder: Path, *, rate: float, num_requests: int = NUM_REQUESTS, law
     )
 
 
+def undisturbed(folder: Path, *, rate: float, law: str = EXPONENTIAL) -> KnownRun:
+    """One whose client was on time, of a few: where the machine stands still, so do arrivals, and no law holds."""
+    for attempt in range(ATTEMPTS):
+        run = modelled(folder / str(attempt), rate=rate, law=law)
+        if run.summary["lag_p99_ms"] <= lag_limit_ms(run.summary):
+            return run
+    pytest.skip(f"this machine is too busy: {run.summary['validity']['reasons']}")
+
+
 @pytest.fixture(scope="module")
 def half_loaded(tmp_path_factory: pytest.TempPathFactory) -> KnownRun:
     """rho = 0.5: M/M/1, the sojourn exponential with a mean of 8 ms."""
-    return modelled(tmp_path_factory.mktemp("half") / "runs", rate=MU / 2)
+    return undisturbed(tmp_path_factory.mktemp("half"), rate=MU / 2)
 
 
 def waiting_ms(arrivals_ms: Floats, services_ms: Floats) -> Floats:
@@ -157,7 +168,7 @@ def test_an_md1_queue_is_measured_to_within_its_law(tmp_path: Path) -> None:
     law = simulated(lambda _, shape: np.full(shape, SERVICE_MS), rate)
     pollaczek_khinchine_ms = SERVICE_MS * 0.6 / (2 * (1 - 0.6))
     assert law["mean"].mean() == pytest.approx(SERVICE_MS + pollaczek_khinchine_ms, rel=0.01)
-    assert_within_the_law(modelled(tmp_path / "runs", rate=rate, law=DETERMINISTIC), law)
+    assert_within_the_law(undisturbed(tmp_path, rate=rate, law=DETERMINISTIC), law)
 
 
 def test_fixed_delays_are_measured_as_set(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from neobench.engines.entry import EngineEntry
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,8 +59,16 @@ def check_engines(chosen: Iterable[str], given: Collection[str]) -> None:
             takers = _takers(option)
             raise click.UsageError(
                 f"{flag(option)} is no option of {' or '.join(entries)}; "
-                + (f"engines that take it: {', '.join(takers)}" if takers else "no engine takes it")
+                + (f"engines that take it: {', '.join(takers)}" if takers else _nearest(option, entries.values()))
             )
+
+
+def _nearest(option: str, entries: Iterable[EngineEntry]) -> str:
+    from neobench.engines.launch import nearest_names
+
+    known = dict.fromkeys(flag(name) for entry in entries for name in entry.options if name not in entry.settings)
+    hint = f"; did you mean {nearest_names('--' + option.replace('_', '-'), known)}?" if known else ""
+    return "no engine takes it" + hint
 
 
 def flag(option: str) -> str:

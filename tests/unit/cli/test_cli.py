@@ -58,6 +58,10 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         ),
         (["run", "--engine", "null", "--model", "tiny"], "--model is no option of null"),
         (["run", "--engine-option", "speed=9"], "--engine-option speed is no option of neo; no engine takes it"),
+        (
+            ["run", "--engine", "modelled", "--engine-option", "service=9"],
+            "did you mean --service-ms or",
+        ),
         (["run", "--engine-option", "speed"], "is not NAME=VALUE"),
         (["run", "--engine-option", "sms=8"], "has a flag of its own: --sms 8"),
         (["run", "--engine", "neo:256"], "neo takes nothing behind a colon"),

@@ -56,7 +56,7 @@ def test_noise_changes_the_times(profile: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--hardware", "t5"], "unknown machine 't5'"),
-        (["--hardware", "x.json", "--engine", "null"], "null cannot be modelled"),
+        (["--hardware", "x.json", "--engine", "null"], "vllm-neo-paper; not with null"),
         (["--hardware", "x.json", "--device", "cuda"], "--device is no option of neo"),
         (["--hardware", "x.json"], "cannot use profile x.json"),
         (["--noise", "0.1"], "--noise is no option of neo"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -80,7 +81,8 @@ def test_a_failing_engine_leaves_the_others_alone_and_is_retried_on_demand(tmp_p
     table = (tmp_path / "out" / "table.md").read_text()
     assert "neo at 99 req/s: FAILED." in table
     assert "0 of 2 measurements to do" in sweep(file, "--dry-run").output
-    assert "1 of 2 measurements to do" in sweep(file, "--dry-run", "--retry-failed").output
+    # On a busy machine the other point may be invalid, and is then to be measured again too.
+    assert re.search(r"^to do .*engine neo,", sweep(file, "--dry-run", "--retry-failed").output, re.MULTILINE)
     assert sweep(file, "--retry-failed").exit_code == 1
     assert len(list((tmp_path / "out" / "points").glob("*/point.retried.json"))) == 1
 
