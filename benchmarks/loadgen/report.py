@@ -61,6 +61,7 @@ def format_tables(rows: Sequence[Row]) -> str:
         parts += ["### Latencies: what was reported less what the server did, in ms", _table(_ERROR_COLUMNS, opened)]
     if closed:
         parts += ["### Ceilings: a closed loop against a server without delays", _table(_CEILING_COLUMNS, closed)]
+    parts.append(_others_note(rows))
     if said := _objections(shown):
         parts += ["### What the tools say against their own runs", said]
     return "\n\n".join(parts) + "\n"
@@ -101,6 +102,7 @@ _SCHEDULE_COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "delivered": _number(1, "true", "delivered_rate"),
     "delivered / asked": _number(3, "delivered_ratio"),
     "CV of gaps": _number(2, "true", "gap_cv"),
+    "reported lag p99, ms": _number(1, "reported", "lag_p99_ms"),
     "reported req/s": _number(1, "reported", "requests_per_s"),
     "answered / asked": _sent_to_last_token,
     "start-up, s": _number(1, "start_up_s"),
@@ -148,6 +150,14 @@ def _chance_note(rows: Sequence[Row]) -> list[str]:
         "The rate of n arrivals of a Poisson process strays from the one asked for by 1/√n (one standard deviation): "
         f"{told}. A tool that hits it exactly has scaled its gaps to do so."
     ]
+
+
+def _others_note(rows: Sequence[Row]) -> str:
+    shares = [100 * row["others_cpu_share"] for row in rows]
+    median, most = statistics.median(shares), max(shares)
+    return (
+        f"Meanwhile other programs took {median:.0f} % of the machine's CPU (median of the runs; at most {most:.0f} %)."
+    )
 
 
 def _objections(rows: Sequence[Row]) -> str:

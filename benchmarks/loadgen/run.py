@@ -209,7 +209,7 @@ def run_all(options: Options, folder: Path) -> tuple[list[dict[str, Any]], bool]
     print(f"{len(jobs)} rows, some {len(jobs) * (SPARE_S + 2 * options.seconds) / 60:.0f} minutes", flush=True)
     try:
         for number, (tool, load) in enumerate(jobs, start=1):
-            print(f"[{number}/{len(jobs)}] {tool.name} {versions[tool]}, {load.name} ... ", end="", flush=True)
+            print(f"[{number}/{len(jobs)}] {tool.name} ({versions[tool]}), {load.name} ... ", end="", flush=True)
             row = run_load(options, tool, load, folder / str(number))
             rows.append({**row, "command": _anywhere(row["command"], folder)})
             write_table(options, versions, rows)

@@ -66,7 +66,7 @@ def row(tool: str = "neobench", *, failure: str | None = None, **figures: Any) -
     requests = [served(0, 52, 57), served(100, 150, 156)]
     load = Load(arrival="poisson", rate=10, num_requests=2, output_tokens=2)
     built = build_row(load, [] if failure else requests, None if failure else report(**figures), ended)
-    return {"tool": tool, **built, "failure": failure}
+    return {"tool": tool, **built, "failure": failure, "others_cpu_share": 0.125}
 
 
 # --- what the tools write
@@ -201,6 +201,7 @@ def test_neobench_itself_is_measured(tmp_path: Path) -> None:
     assert built["error"]["sent_ttft_p50_ms"] > 0
     assert 0 < built["start_up_s"] < built["wall_s"]
     assert built["cpu_s"] > 0
+    assert 0 <= built["others_cpu_share"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_the_other_tools_go_on_when_one_fails_and_the_table_keeps_both(
     assert document["rows"][0]["environment"] == {"SAID": "by the environment"}
     said = capsys.readouterr().out
     assert "vllm bench serve is left out: /no does not run" in said
-    assert "[2/6] other 1, constant-10 ... FAILED: it measures nothing" in said
+    assert "[2/6] other (1), constant-10 ... FAILED: it measures nothing" in said
     assert "| constant 10 | program (failed) |" in format_tables(rows)
 
 
@@ -289,6 +290,7 @@ def test_what_a_tool_says_against_itself_is_told() -> None:
     assert "- neobench, poisson-10: it was late" in text
     assert "- other, poisson-10: failed: exit status 1. The end:" in text
     assert "70.7 % at 10" in text
+    assert "other programs took 12 % of the machine's CPU" in text
 
 
 def test_the_tables_go_between_their_marks_and_leave_the_rest(tmp_path: Path) -> None:
