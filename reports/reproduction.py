@@ -81,13 +81,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.plot([], [], color="0.3", marker="o", markerfacecolor="white", linestyle="none", label="paper")
     axes.set_title(panel.title, fontsize=8)
     axes.set_xlabel(panel.x_label)
-    for is_log, axis in ((panel.log_x, axes.xaxis), (panel.log_y, axes.yaxis)):
-        if is_log:
-            _make_log(axis)
+    if panel.log_x:
+        axes.set_xscale("log")
+        _label_plainly(axes.xaxis)
+    if panel.log_y:
+        axes.set_yscale("log")
+        _label_plainly(axes.yaxis)
 
 
-def _make_log(axis: Axis) -> None:
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+def _label_plainly(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
