@@ -86,8 +86,12 @@ class OpenAIEngine:
             raise EngineError("openai is not started")
         completion = await self._client.generate(request, sink)
         if completion.outcome is Outcome.CONNECTION_ERROR:
-            self._suspicious = True
+            self.connection_lost()
         return completion
+
+    def connection_lost(self) -> None:
+        """The next `check_alive` asks; called for the client processes too, whose requests do not pass through here."""
+        self._suspicious = True
 
     async def check_alive(self) -> None:
         """After a lost connection: whether anybody still listens. A healthy service is never asked."""

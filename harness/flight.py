@@ -13,15 +13,19 @@ from neobench.results.record import Outcome, RequestRecord
 
 
 class Counts:
-    """Live totals over the measured requests, for a display; `tokens` counts streamed events until a request ends."""
+    """Live totals over the measured requests, for a display; `tokens` counts streamed events until a request ends.
 
-    __slots__ = ("completed", "failed", "issued", "tokens", "total")
+    `lost_connections` are of the warm-up too: what they say is whether the engine lives.
+    """
+
+    __slots__ = ("completed", "failed", "issued", "lost_connections", "tokens", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.issued = 0
         self.completed = 0
         self.failed = 0
+        self.lost_connections = 0
         self.tokens = 0
 
 
@@ -81,6 +85,8 @@ class Flight:
         """Close the sink and turn what happened into the record."""
         self.recorded = True
         judged = self._judge(completion)
+        if judged.outcome is Outcome.CONNECTION_ERROR:
+            self._counts.lost_connections += 1
         if not self.warmup:
             if judged.outcome is Outcome.OK:
                 self._counts.completed += 1

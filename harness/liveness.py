@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from neobench.harness.engine import EngineError
 
@@ -13,6 +13,13 @@ LIVENESS_TIMEOUT_S = 10.0
 
 class Alive(Protocol):
     async def check_alive(self) -> None: ...
+
+
+@runtime_checkable
+class Suspecting(Protocol):
+    """An engine that `check_alive` asks after a lost connection alone, to be told of those of other processes."""
+
+    def connection_lost(self) -> None: ...
 
 
 async def why_dead(engine: Alive) -> EngineError | None:

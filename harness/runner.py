@@ -100,7 +100,7 @@ async def run_one(
         engine=dict(await engine.describe()),
         workload=dict(workload or {}),
     )
-    folder = RunFolder.create(path)
+    folder = RunFolder.create(path, shared=spec.client_processes > 1)
     try:
         folder.write_run(info)
         return await _measure(

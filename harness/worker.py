@@ -105,7 +105,7 @@ async def _drive(plan: Plan, shard: Shard, client: Client, log: RecordLog, order
         return await orders.origin_ns()
 
     def show(counts: Counts) -> None:
-        tell(Progress(counts.issued, counts.completed, counts.failed, counts.tokens))
+        tell(Progress(counts.issued, counts.completed, counts.failed, counts.tokens, counts.lost_connections))
 
     async with synced(log):
         result = await drive(

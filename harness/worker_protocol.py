@@ -55,6 +55,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     completed: int
     failed: int
     tokens: int
+    lost_connections: int
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):

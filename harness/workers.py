@@ -22,7 +22,7 @@ import numpy.typing as npt
 from neobench.harness.driver import DriveOptions, DriveResult, ScheduleStart
 from neobench.harness.engine import Completion, Engine, EngineError, SharedEngine
 from neobench.harness.flight import Counts, Flight
-from neobench.harness.liveness import why_dead
+from neobench.harness.liveness import Suspecting, why_dead
 from neobench.harness.request import PromptRequest
 from neobench.harness.sessions import of_client
 from neobench.harness.usage import ClientUsage
@@ -119,7 +119,7 @@ class _Worker:
     def __init__(self, client: int, scratch: Path) -> None:
         self.client = client
         self.scratch = scratch
-        self.progress = Progress(0, 0, 0, 0)
+        self.progress = Progress(0, 0, 0, 0, 0)
         self.ended: Ended | None = None
         self.ready = asyncio.Event()
         """Set also when it will never be."""
@@ -206,6 +206,7 @@ class _Crew:
         self._tails = [RecordTail(folder.path / requests_file(worker.client)) for worker in workers]
         self._seen: set[tuple[bool, int]] = set()
         self._engine_error: EngineError | None = None
+        self._lost_connections = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self, on_schedule_start: ScheduleStart) -> DriveResult:
@@ -220,7 +221,7 @@ class _Crew:
                 worker.start(origin_ns)
             await asyncio.gather(*self._tasks)
             if self._engine_error is None:
-                self._engine_error = await why_dead(self._engine)
+                self._engine_error = await self._why_dead()
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -299,8 +300,15 @@ class _Crew:
     async def _watch_engine(self) -> None:
         while self._engine_error is None:
             await asyncio.sleep(self._options.liveness_interval_s)
-            self._engine_error = await why_dead(self._engine)
+            self._engine_error = await self._why_dead()
         self._stop_all()
+
+    async def _why_dead(self) -> EngineError | None:
+        lost = sum(worker.progress.lost_connections for worker in self._workers)
+        if lost > self._lost_connections and isinstance(self._engine, Suspecting):
+            self._engine.connection_lost()
+        self._lost_connections = lost
+        return await why_dead(self._engine)
 
     async def _watch_stop(self) -> None:
         if self._options.stop is not None:

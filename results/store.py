@@ -151,33 +151,39 @@ class RecordLog:
 class RunFolder:
     """The writing side of one run folder."""
 
-    def __init__(self, path: Path, log: RecordLog) -> None:
+    def __init__(self, path: Path, log: RecordLog | None) -> None:
         self.path = path
         self.columns = RecordColumns()
         self._log = log
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
-        """Raises StoreError if something is there already: a run never overwrites another."""
+    def create(cls, path: Path, *, shared: bool = False) -> RunFolder:
+        """Raises StoreError if something is there already: a run never overwrites another.
+
+        In a `shared` folder client processes write the records; it has REQUESTS_FILE only once one is appended here.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise StoreError(f"{path} is not empty; runs are never overwritten: choose another folder or remove it")
         except OSError as error:
             raise StoreError(f"cannot create the run folder {path}: {error.strerror}") from error
-        return cls(path, RecordLog.create(path / REQUESTS_FILE))
+        return cls(path, None if shared else RecordLog.create(path / REQUESTS_FILE))
 
     def write_run(self, run: RunInfo) -> None:
         _write_atomically(self.path / RUN_FILE, encode_pretty(run))
 
     def append(self, record: RequestRecord) -> None:
         """As RecordLog.append; the record is in `columns` too."""
+        if self._log is None:
+            self._log = RecordLog.create(self.path / REQUESTS_FILE)
         self._log.append(record)
         self.columns.append(record)
 
     def sync(self) -> None:
         """As RecordLog.sync."""
-        self._log.sync()
+        if self._log is not None:
+            self._log.sync()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the Parquet files and summary.json, and close. After an error the raw rows are still there."""
@@ -195,7 +201,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Safe to call twice."""
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
 
 @dataclass(frozen=True)
@@ -252,12 +259,20 @@ def iter_records(path: Path, problems: list[str] | None = None) -> Iterator[Requ
 
     A last line without its end, as a kill or a full disk leaves it, is skipped and put into `problems` as a sentence.
     """
-    for requests_path in (path / REQUESTS_FILE, *sorted(path.glob(CLIENT_REQUESTS_FILES))):
+    for requests_path in _requests_files(path):
         try:
             with requests_path.open("rb") as lines:
                 yield from _decoded(lines, requests_path, problems)
         except OSError as error:
             raise StoreError(f"cannot read {requests_path}: {error.strerror}") from error
+
+
+def _requests_files(path: Path) -> list[Path]:
+    """A run of several client processes has no REQUESTS_FILE, and none at all when it was killed before they began."""
+    own, shared = path / REQUESTS_FILE, sorted(path.glob(CLIENT_REQUESTS_FILES))
+    if own.exists():
+        return [own, *shared]
+    return shared if shared or read_run_info(path).spec.get("client_processes", 1) > 1 else [own]
 
 
 def _decoded(lines: BinaryIO, path: Path, problems: list[str] | None) -> Iterator[RequestRecord]:

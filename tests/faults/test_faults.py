@@ -114,6 +114,22 @@ def test_a_server_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     assert summary["outcomes"]["interrupted"] > 0
 
 
+def test_a_server_that_is_killed_ends_a_run_of_several_client_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    with fault_server("killed", every=8) as url:
+        done = measure(url, folder, "--num-requests", "400", "--client-processes", "2")
+    assert done.returncode == 1
+    assert "nobody answers at http://127.0.0.1" in done.stderr
+    run = folder / "openai-rate-40"
+    assert sorted(path.name for path in run.glob("requests*.jsonl")) == ["requests-00.jsonl", "requests-01.jsonl"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert "The engine died" in summary["validity"]["reasons"][0]
+    assert summary["outcomes"]["ok"] > 0
+    assert summary["outcomes"]["connection_error"] > 0
+    assert summary["outcomes"]["interrupted"] > 100
+    assert summary["num_prompts"] == 400
+
+
 def test_outputs_of_any_length_are_good_where_the_run_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     with fault_server("too_few") as url:
@@ -133,12 +149,16 @@ def test_a_run_ended_at_any_moment_is_readable(tmp_path: Path, number: signal.Si
     with fault_server("healthy") as url:
         command = command_of(url, folder, "--rate", "100", "--num-requests", "300")
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-            deadline = time.monotonic() + 60
-            while not (run / "requests.jsonl").exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(random.Random(seed).uniform(0.05, 1.5))
-            os.kill(process.pid, number)
-            _, said = process.communicate(timeout=60)
+            try:
+                deadline = time.monotonic() + 60
+                while not (run / "requests.jsonl").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(random.Random(seed).uniform(0.05, 1.5))
+                os.kill(process.pid, number)
+                _, said = process.communicate(timeout=60)
+            finally:
+                # Popen waits for it at the end of the block, also for one that would not go.
+                process.kill()
     assert json.loads((run / "run.json").read_text())["num_requests"] == 300
     text = (run / "requests.jsonl").read_text()
     complete = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,6 +89,26 @@ def test_a_killed_run_is_readable(tmp_path):
     assert run.summary["completed"] == len(run.columns)
     assert not run.summary["validity"]["valid"]
     assert "was cut short" in run.summary["validity"]["reasons"][0]
+
+
+def test_a_folder_of_several_client_processes_has_no_file_of_its_own_rows_without_rows(tmp_path, run_info, make_record):
+    info = msgspec.structs.replace(run_info, spec={**run_info.spec, "client_processes": 2})
+    path = tmp_path / "run"
+    folder = RunFolder.create(path, shared=True)
+    folder.write_run(info)
+    run = load_run(path)
+    assert (len(run.columns), run.complete) == (0, False)
+    (path / "requests-00.jsonl").write_bytes(msgspec.json.encode(make_record(0)) + b"\n")
+    assert len(load_run(path).columns) == 1
+    assert not (path / REQUESTS_FILE).exists()
+    folder.append(make_record(1))
+    folder.close()
+    assert sorted(load_run(path).columns.integers("index")) == [0, 1]
+    (path / REQUESTS_FILE).unlink()
+    (path / "requests-00.jsonl").unlink()
+    folder.write_run(run_info)
+    with pytest.raises(StoreError, match=r"cannot read .*requests\.jsonl"):
+        load_run(path)
 
 
 def test_a_half_written_last_line_is_tolerated_and_reported(finished):
