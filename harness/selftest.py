@@ -13,7 +13,7 @@ from neobench.harness.engine import Engine
 from neobench.harness.request import PromptRequest
 from neobench.harness.runner import RunContext, run_one
 from neobench.harness.spec import ArrivalSpec, EngineSpec, RunSpec, WorkloadSpec
-from neobench.results.validity import judge
+from neobench.results.validity import client_limits, judge
 
 PROMPT_TOKENS = 32
 NUM_WARMUP = 32
@@ -36,6 +36,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Output tokens of each request."""
     num_requests: int
     client_processes: int = 1
+    is_ceiling: bool = False
+    """Meant to keep the client busy all the time: what it then does late is found and not held against it."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +55,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """Of the client; 100 is one core."""
     loop_busy_share: float | None
     peak_rss_bytes: int | None
+    """Of the client, since it began: where it is this process, of the loads before too."""
+    bytes_per_request: float | None = None
+    """By which the peak rose for each request more than a short run of the same load had; None where it did not."""
     valid: bool
     reasons: list[str]
     load: Load
@@ -83,7 +88,7 @@ async def measure(
         warmup=requests[load.num_requests :],
         options=options,
     )
-    return _point(load, summary, closed=closed)
+    return _point(load, summary)
 
 
 def _requests(count: int, tokens: int) -> list[PromptRequest]:
@@ -91,16 +96,10 @@ def _requests(count: int, tokens: int) -> list[PromptRequest]:
     return [PromptRequest.of([index, *tail], index=index, output_tokens=tokens) for index in range(count)]
 
 
-def _point(load: Load, summary: Mapping[str, Any], *, closed: bool) -> Point:
+def _point(load: Load, summary: Mapping[str, Any]) -> Point:
     offered, achieved = summary["offered_request_rate"], summary["achieved_request_rate"]
-    validity = summary["validity"]
-    if closed and not validity["valid"]:
-        # The ceiling of a client is where it is saturated: that is what such a load looks for.
-        unsaturated = judge({**summary, "client_loop_busy_share": None})["reasons"]
-        saturation = set(judge(summary)["reasons"]) - set(unsaturated)
-        reasons = [reason for reason in validity["reasons"] if reason not in saturation]
-    else:
-        reasons = list(validity["reasons"])
+    excused = _excused(load, summary)
+    reasons = [reason for reason in summary["validity"]["reasons"] if reason not in excused]
     return Point(
         offered=offered,
         achieved=achieved,
@@ -116,6 +115,15 @@ def _point(load: Load, summary: Mapping[str, Any], *, closed: bool) -> Point:
         reasons=reasons,
         load=load,
     )
+
+
+def _excused(load: Load, summary: Mapping[str, Any]) -> set[str]:
+    """Reasons that tell of what such a load looks for: the ceiling of a client is where it is saturated."""
+    if load.rate is not None:
+        return set()
+    unsaturated = judge({**summary, "client_loop_busy_share": None})["reasons"]
+    saturation = set(judge(summary)["reasons"]) - set(unsaturated)
+    return saturation | set(client_limits(summary)) if load.is_ceiling else saturation
 
 
 class Selftest:
@@ -141,14 +149,20 @@ class Selftest:
         num_requests = max(self._client_processes, round(rate * seconds))
         return await self._measure(rate=rate, concurrency=concurrency, tokens=tokens, num_requests=num_requests)
 
-    async def closed_loop(self, concurrency: int, *, tokens: int, seconds: float) -> Point:
+    async def ceiling(self, *, tokens: int, seconds: float) -> Point:
+        """A closed loop that keeps the client busy all the time."""
+        return await self.closed_loop(CEILING_CONCURRENCY, tokens=tokens, seconds=seconds, is_ceiling=True)
+
+    async def closed_loop(self, concurrency: int, *, tokens: int, seconds: float, is_ceiling: bool = False) -> Point:
         """As many requests as a first, short run says that `seconds` take."""
         num_probes = max(concurrency, PROBE_REQUESTS // tokens, 2 * self._client_processes)
-        probe = await self._measure(concurrency=concurrency, tokens=tokens, num_requests=num_probes)
+        load: dict[str, Any] = {"concurrency": concurrency, "tokens": tokens, "is_ceiling": is_ceiling}
+        probe = await self._measure(**load, num_requests=num_probes)
         if not probe.requests_per_s:
             return probe
         num_requests = max(concurrency, round(probe.requests_per_s * seconds))
-        return await self._measure(concurrency=concurrency, tokens=tokens, num_requests=num_requests)
+        point = await self._measure(**load, num_requests=num_requests)
+        return msgspec.structs.replace(point, bytes_per_request=_bytes_per_request(probe, point))
 
     async def ladder(self, *, tokens: int, seconds: float) -> AsyncIterator[Point]:
         """Rates that rise until one is invalid, which is the last."""
@@ -167,3 +181,11 @@ class Selftest:
             context=self._context,
             options=self._options,
         )
+
+
+def _bytes_per_request(short: Point, long: Point) -> float | None:
+    more = long.load.num_requests - short.load.num_requests
+    if more <= 0 or short.peak_rss_bytes is None or long.peak_rss_bytes is None:
+        return None
+    rise_bytes = long.peak_rss_bytes - short.peak_rss_bytes
+    return rise_bytes / more if rise_bytes > 0 else None

@@ -7,7 +7,7 @@ attention ran on the host CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from neobench.reports.run import ReportRun
 
@@ -35,7 +35,11 @@ def runs_table(runs: Sequence[ReportRun]) -> Table:
     notes = _notes(runs)
     table = Table(caption=Text("\n".join(notes)) if notes else None, caption_justify="left", padding=0)
     for column in columns:
-        table.add_column(column.header, justify="right" if column.is_number else "left", no_wrap=not column.is_number)
+        # A word a line in headers, and only words may wrap: a number that is cut is another number.
+        wraps = not column.is_number or column is _RATE
+        header = column.header.replace(" ", "\n")
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        table.add_column(header, justify=justify, no_wrap=not wraps, overflow="fold")
     for row in rows:
         # Text, because an engine's name in square brackets would be taken for markup.
         table.add_row(*(Text(cell, style="bold red" if cell.startswith(INVALID) else "") for cell in row))
@@ -118,9 +122,10 @@ def _validity(run: ReportRun) -> str:
 
 
 _ENGINE = _Column("Engine", lambda run: run.engine, is_number=False)
+_RATE = _Column("Rate", _rate)
 _COLUMNS = (
     _ENGINE,
-    _Column("Rate", _rate),
+    _RATE,
     _Column("Done", _done),
     _Column("Req/s", lambda run: _number(run, "request_throughput")),
     _Column("Tok/s", lambda run: _number(run, "output_throughput")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from neobench.cli.metrics_options import metrics_options
+from neobench.cli.run import EXIT_INVALID
 from neobench.cli.session import slug
 
 if TYPE_CHECKING:
     from neobench.results.foreign import ForeignRun
 
 
-@click.command()
+@click.command(epilog="Exit codes: 0 ok, 1 a file cannot be converted, 2 usage, 4 a run is invalid.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-o",
@@ -79,6 +81,10 @@ def convert(
             raise click.ClickException(f"{file}: {error}") from None
         paths.append(path)
     present(paths, output, quiet=False)
+    invalid = [path for path in paths if not json.loads((path / "summary.json").read_text())["validity"]["valid"]]
+    if invalid:
+        click.echo(f"neobench: invalid runs: {len(invalid)} of {len(paths)}; the table's notes say why", err=True)
+        sys.exit(EXIT_INVALID)
 
 
 def _named(run: ForeignRun, engine: str | None, workload: str | None) -> ForeignRun:

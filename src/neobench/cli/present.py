@@ -28,13 +28,10 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
         from rich.console import Console
 
         Console().print(runs_table(runs))
-    from neobench.reports.latency_over_time import save_latency
-    from neobench.reports.telemetry import save_telemetry
-
-    drawn = {
-        what: [saved[0] for run, path in zip(runs, run_paths, strict=True) if (saved := save(run, path))]
-        for what, save in (("Latency of each request", save_latency), ("Machine and engine", save_telemetry))
-    }
+    drawn: dict[str, list[Path]] = {}
+    for run, path in zip(runs, run_paths, strict=True):
+        for what, figure in _drawn(run, path).items():
+            drawn.setdefault(what, []).append(figure)
     if len(runs) > 1:
         from neobench.reports.figures import save_load_latency
 
@@ -47,6 +44,20 @@ def present(run_paths: Sequence[Path], folder: Path, *, quiet: bool) -> None:
         for what, figures in drawn.items():
             for figure in figures:
                 click.echo(f"{what} over time: {figure}", err=True)
+
+
+def draw_run(path: Path) -> None:
+    """latency.{png,pdf,svg} and telemetry.{png,pdf,svg} in a run's own folder, where it has what they show."""
+    _drawn(_read(path), path)
+
+
+def _drawn(run: ReportRun, path: Path) -> dict[str, Path]:
+    """The image of each figure, by what it shows."""
+    from neobench.reports.latency_over_time import save_latency
+    from neobench.reports.telemetry import save_telemetry
+
+    saves = (("Latency of each request", save_latency), ("Machine and engine", save_telemetry))
+    return {what: saved[0] for what, save in saves if (saved := save(run, path))}
 
 
 def _show_warnings(runs: Sequence[ReportRun]) -> None:

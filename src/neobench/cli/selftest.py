@@ -54,7 +54,8 @@ def selftest(as_json: bool, **options: Any) -> None:
 
     The server runs in a process of its own on the same machine, and takes its share of it. The same driver, records and
     rules of validity are used as in a run. Without --rate and --concurrency: the ceilings of requests/s (1-token
-    replies) and tokens/s (128-token streams), then a ladder of rates until one is invalid.
+    replies) and tokens/s (128-token streams), then a ladder of rates until one is invalid. A ceiling keeps the client
+    busy all the time, so its lag is not held against it; the ladder shows what a run may ask for.
 
     \b
     neobench selftest
@@ -131,9 +132,9 @@ async def _points(test: Selftest, options: dict[str, Any]) -> AsyncIterator[tupl
         yield "point", await test.closed_loop(concurrency, tokens=tokens, seconds=seconds)
         return
     _say(f"Closed loop of {CEILING_CONCURRENCY}, 1-token replies ...")
-    yield "requests", await test.closed_loop(CEILING_CONCURRENCY, tokens=1, seconds=seconds)
+    yield "requests", await test.ceiling(tokens=1, seconds=seconds)
     _say(f"Closed loop of {CEILING_CONCURRENCY}, {CEILING_TOKENS}-token streams ...")
-    yield "tokens", await test.closed_loop(CEILING_CONCURRENCY, tokens=CEILING_TOKENS, seconds=seconds)
+    yield "tokens", await test.ceiling(tokens=CEILING_TOKENS, seconds=seconds)
     async for point in test.ladder(tokens=tokens, seconds=seconds):
         _say(f"{point.load.rate:g} requests/s: {'valid' if point.valid else 'invalid'}")
         yield f"rate_{point.load.rate:g}", point
@@ -165,9 +166,12 @@ def _show(points: dict[str, Point], *, one: bool, as_json: bool) -> None:
 def _table(points: dict[str, Point]) -> Any:
     from rich.table import Table
 
-    table = Table("Load", "Tokens", "Req/s", "Tok/s", "Achieved", "Lag p50 (ms)", "Lag p99 (ms)", "CPU (%)", "Verdict")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    headers = ("Tokens", "Req/s", "Tok/s", "Achieved", "Lag\np50\n(ms)", "Lag\np99\n(ms)", "CPU\n(%)")
+    table = Table(padding=0)
+    table.add_column("Load", no_wrap=True)
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("Verdict", no_wrap=True)
     for point in points.values():
         table.add_row(
             _load(point),
@@ -178,9 +182,15 @@ def _table(points: dict[str, Point]) -> Any:
             _number(point.lag_p50_ms, ".2f"),
             _number(point.lag_p99_ms, ".2f"),
             _number(point.cpu_percent, ".0f"),
-            "valid" if point.valid else "INVALID",
+            _verdict(point),
         )
     return table
+
+
+def _verdict(point: Point) -> str:
+    if not point.valid:
+        return "INVALID"
+    return "ceiling" if point.load.is_ceiling else "valid"
 
 
 def _load(point: Point) -> str:
@@ -193,12 +203,34 @@ def _number(value: float | None, form: str) -> str:
 
 def _advice(points: dict[str, Point]) -> str:
     good = [point for name, point in points.items() if name.startswith("rate_") and point.valid]
-    processes = points["requests"].load.client_processes
-    if not good:
-        return "No rate was valid: this machine is too busy to measure on."
-    best = good[-1]
-    at_most = f"{_number(points['tokens'].tokens_per_s, ',.0f')} tokens/s"
-    return (
-        f"A run on this machine with {processes} client process{'' if processes == 1 else 'es'} may ask for "
-        f"{best.load.rate:,.0f} requests/s of {best.load.tokens} tokens, and for no more than {at_most} in all."
+    requests, tokens = points["requests"], points["tokens"]
+    processes = requests.load.client_processes
+    ceilings = (
+        f"The ceilings, {_number(requests.requests_per_s, ',.0f')} requests/s and "
+        f"{_number(tokens.tokens_per_s, ',.0f')} tokens/s, are where the client is kept busy all the time: bounds, "
+        "not loads to measure at."
     )
+    if not good:
+        return f"No rate was valid: this machine is too busy to measure on.\n{ceilings}"
+    best = good[-1]
+    at_rate = f"{best.load.rate:,.0f} requests/s of {best.load.tokens} tokens"
+    lines = [
+        f"A run on this machine with {processes} client process{'' if processes == 1 else 'es'} may ask for "
+        f"{at_rate}, {_number(best.tokens_per_s, ',.0f')} tokens/s: "
+        "the highest rate of the ladder that was valid.",
+        ceilings,
+        *_memory(requests),
+    ]
+    return "\n".join(lines)
+
+
+def _memory(point: Point) -> list[str]:
+    from neobench.harness.selftest import PROMPT_TOKENS
+
+    if point.bytes_per_request is None or point.peak_rss_bytes is None:
+        return []
+    return [
+        f"Memory: {point.bytes_per_request / 1e3:.2g} kB a request and its record ({PROMPT_TOKENS} prompt tokens, "
+        f"{point.load.tokens} output token); a peak of {point.peak_rss_bytes / 1e6:,.0f} MB for "
+        f"{point.load.num_requests:,} requests."
+    ]

@@ -79,6 +79,7 @@ def sweep(
 
         interrupted = bool(todo) and measure_on_cluster(todo, ray_address, context.command)
     rows = _rows(measurements)
+    _draw(measurements)
     _present(rows, folder, as_json=as_json)
     _exit(rows, interrupted=interrupted)
 
@@ -165,6 +166,18 @@ def _rows(measurements: Sequence[Measurement]) -> list[SweepRow]:
         else:
             row.summaries.append(json.loads((path / "summary.json").read_text()))
     return list(rows.values())
+
+
+def _draw(measurements: Sequence[Measurement]) -> None:
+    """The figures of each run that lacks them; after the last measurement, for drawing takes CPU from what it draws."""
+    done = [known[0] for one in measurements if (known := one.known()) is not None and known[1].status == "done"]
+    bare = [path for path in done if not (path / "latency.png").exists()]
+    if bare:
+        from neobench.cli.present import draw_run
+
+        click.echo(f"Drawing the figures of {len(bare)} runs ...", err=True)
+        for path in bare:
+            draw_run(path)
 
 
 def _present(rows: Sequence[SweepRow], folder: Path, *, as_json: bool) -> None:

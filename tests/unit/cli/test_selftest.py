@@ -1,6 +1,8 @@
 """The command against its real server. What it finds depends on the machine: held is what is true on any."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +13,8 @@ from neobench.cli import main
 
 def selftest(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "neobench", "selftest", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    narrow = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=narrow)
 
 
 def test_one_point_is_printed_and_judged():
@@ -25,6 +28,21 @@ def test_one_point_is_printed_and_judged():
     assert point["cpu_percent"] > 0
     assert done.returncode == (0 if point["valid"] else 4)
     assert point["valid"] == (not point["reasons"])
+
+
+def test_a_ceiling_is_not_judged_by_its_lag_and_memory_is_told():
+    done = selftest("--seconds", "0.5", "--tokens", "2")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    ceilings = [row for row in rows if row.startswith("│64 in flight")]
+    assert len(ceilings) == 2
+    assert all("ceiling" in row and "INVALID" not in row for row in ceilings)
+    assert not any(row.startswith("64 in flight:") for row in rows)
+    assert "…" not in done.stdout
+    assert max(map(len, rows)) <= 80
+    said = " ".join(done.stdout.split())
+    assert re.search(r"Memory: [\d.]+ kB a request and its record .* a peak of [\d,]+ MB for [\d,]+ requests", said)
+    assert "bounds, not loads to measure at" in said
 
 
 def test_a_closed_loop_of_two_processes():

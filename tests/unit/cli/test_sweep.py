@@ -43,13 +43,15 @@ def test_goes_on_after_a_kill_and_measures_nothing_twice(tmp_path: Path) -> None
     file = written(tmp_path, POINTS)
     command = [sys.executable, "-m", "neobench", "sweep", str(file), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(statuses(tmp_path)) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    try:
+        deadline = time.monotonic() + 60
+        while len(statuses(tmp_path)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
     before = {path: path.stat().st_mtime_ns for path in statuses(tmp_path)}
     assert 2 <= len(before) < 6
     done = sweep(file, "--json")
@@ -63,6 +65,7 @@ def test_goes_on_after_a_kill_and_measures_nothing_twice(tmp_path: Path) -> None
         (repeat, rate) for repeat in (0, 1) for rate in (40.0, 50.0, 60.0)
     ]
     assert [len(point["summaries"]) for point in json.loads(done.stdout)] == [2, 2, 2]
+    assert all((path.parent / "latency.png").stat().st_size > 1000 for path in after)
     assert "0 of 6 measurements to do" in sweep(file, "--dry-run").output
 
 

@@ -71,10 +71,17 @@ def test_provenance_and_what_is_absent_are_shown(make_run: MakeRun) -> None:
 
 def test_the_table_fits_a_terminal_of_80_columns(make_run: MakeRun) -> None:
     stats = {"cpu_decode_tokens": 31, "gpu_decode_tokens": 69}
-    screen = on_screen([make_run("gpu_only", 12.5, 0.0123, valid=False, engine_stats=stats)], width=80)
-    row = next(line for line in screen.splitlines() if "gpu_only" in line)
-    for cell in ("12.5", "500/502", "89.7", "1,834", "0.0123", "31%", "INVALID"):
+    latencies = {"mean_ttft_ms": 12345.6, "p99_ttft_ms": 123456.7, "percentile_support": UNSUPPORTED}
+    wide = make_run("vllm-paper:256", 12.5, 0.0123, valid=False, kind="emulated", engine_stats=stats, **latencies)
+    screen = on_screen([wide, make_run("null", None, 0.00123, kind="modelled")], width=80)
+    assert max(map(len, screen.splitlines())) <= 80
+    row = next(line for line in screen.splitlines() if "12.5" in line)
+    for cell in ("500/502", "89.7", "12,346", "123,457†", "43.2", "0.0123", "31%", "INVALID"):
         assert cell in row
+    assert "0.00123" in screen
+    assert "…" not in screen
+    for word in ("TTFT", "mean", "TPOT", "token", "(s)", "host"):
+        assert word in screen
 
 
 def test_a_limit_on_concurrency_is_told_with_its_queue(make_run: MakeRun) -> None:

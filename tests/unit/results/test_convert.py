@@ -35,8 +35,12 @@ def converted(tmp_path):
     def run(*arguments):
         folder = tmp_path / "runs"
         result = convert(folder, *arguments)
-        assert result.exit_code == 0, result.output
-        return {path.name: load_run(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        assert result.exit_code in (0, 4), result.output
+        runs = {path.name: load_run(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        invalid = [run for run in runs.values() if not run.summary["validity"]["valid"]]
+        assert result.exit_code == (4 if invalid else 0)
+        assert (f"invalid runs: {len(invalid)} of {len(runs)}; " in result.output) == bool(invalid)
+        return runs
 
     return run
 
@@ -179,7 +183,7 @@ def test_an_invalid_run_stays_invalid_through_a_vllm_file(tmp_path, converted):
     file = tmp_path / "exported.json"
     file.write_text(exported)
     result = convert(tmp_path / "again", file)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 4, result.output
     again = load_run(next(path for path in (tmp_path / "again").iterdir() if path.is_dir()))
     assert set(run.summary["validity"]["reasons"]) <= set(again.summary["validity"]["reasons"])
 
