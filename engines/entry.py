@@ -20,7 +20,8 @@ class EngineEntry(NamedTuple):
     """
     limits: str = ""
     """"module:callable" (model, options, **settings) -> PromptLimits, without starting anything; EngineError if it
-    cannot work. Empty: the limits of PromptLimits()."""
+    cannot work. Empty: the limits of PromptLimits(). Where an `argument` may stand behind the name it is one more
+    keyword, None without."""
     argument: str = ""
     """What may stand behind a colon after the name, for help: "TOKENS" for "vllm:256". Empty: nothing may."""
     is_model: bool = False

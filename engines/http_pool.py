@@ -1,7 +1,7 @@
 """HTTP/1.1 as a load generator needs it: a request's bytes out, the answer's bytes in, stamped as they arrive.
 
-A connection whose answer was read to its end is used again. There is no limit on connections, for a request that must
-wait for one would be measured wrongly.
+A connection whose answer was read to its end is used again. Nothing waits for a connection, for it would be measured
+wrongly: where the limit on open files allows no more of them the request fails, and says so.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from neobench.harness.descriptors import connections_that_fit
 
 KEEP_ALIVE_S = 4.0
 """Below the 5 s after which uvicorn drops an idle connection: a request sent into that would fail."""
@@ -53,6 +55,8 @@ class HttpPool:
         self._addresses: list[str] = []
         self._idle: deque[_Connection] = deque()
         self._all: set[_Connection] = set()
+        self._taken: set[object] = set()
+        """One for each connection that is open or being opened."""
 
     async def exchange(self, request: bytes, receiver: Receiver) -> int:
         """Returns the instant at which the end of the answer arrived; cancelling closes the connection.
@@ -92,16 +96,26 @@ class HttpPool:
         return None
 
     async def _connect(self) -> _Connection:
-        try:
-            return await asyncio.wait_for(self._try_addresses(), CONNECT_TIMEOUT_S)
-        except asyncio.TimeoutError:
+        if len(self._taken) >= (most := connections_that_fit()):
             raise ConnectionLostError(
-                f"no connection to {self._host}:{self._port} within {CONNECT_TIMEOUT_S:g} s"
-            ) from None
-        except OSError as error:
-            raise ConnectionLostError(f"no connection to {self._host}:{self._port}: {error}") from error
+                f"no connection to {self._host}:{self._port}: {len(self._taken)} are open, and the limit on open files "
+                f"leaves room for {most} (raise it: `ulimit -n`; or keep --concurrency at {most} or less)"
+            )
+        place = object()
+        self._taken.add(place)
+        try:
+            return await asyncio.wait_for(self._try_addresses(place), CONNECT_TIMEOUT_S)
+        except BaseException as error:
+            self._taken.discard(place)
+            if isinstance(error, asyncio.TimeoutError):
+                why = f" within {CONNECT_TIMEOUT_S:g} s"
+            elif isinstance(error, OSError):
+                why = f": {error}"
+            else:
+                raise
+            raise ConnectionLostError(f"no connection to {self._host}:{self._port}{why}") from error
 
-    async def _try_addresses(self) -> _Connection:
+    async def _try_addresses(self, place: object) -> _Connection:
         loop = asyncio.get_running_loop()
         if not self._addresses:
             found = await loop.getaddrinfo(self._host, self._port, type=1)
@@ -110,7 +124,7 @@ class HttpPool:
         for address in list(self._addresses):
             try:
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self._all, self._idle),
+                    lambda: _Connection(self._all, self._idle, lambda: self._taken.discard(place)),
                     address,
                     self._port,
                     ssl=self._tls,
@@ -128,12 +142,13 @@ class HttpPool:
 class _Connection(asyncio.Protocol):
     """One exchange at a time. When one ends well, the connection puts itself back among the idle ones."""
 
-    def __init__(self, everyone: set[_Connection], idle: deque[_Connection]) -> None:
+    def __init__(self, everyone: set[_Connection], idle: deque[_Connection], on_lost: Callable[[], None]) -> None:
         self.has_heard = False
         """A byte has come since the last request was sent."""
         self.idle_since_s = 0.0
         self._everyone = everyone
         self._idle = idle
+        self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
@@ -209,6 +224,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._everyone.discard(self)
+        self._on_lost()
         # The parser holds methods of this object, and a run has no garbage collector to see the circle.
         self._parser = None
         if self._receiver is None:

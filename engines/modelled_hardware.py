@@ -94,11 +94,9 @@ def _with_kv_of(machine: ModelledMachine, settings: Mapping[str, Any]) -> dict[s
     return {**known, **settings}
 
 
-def limits(
-    model: str, options: Mapping[str, Any], *, policy: str, step_overhead_ns: int | None = None, **fixed: Any
-) -> PromptLimits:
-    """Raises EngineError for a model, a machine or settings that cannot work."""
-    config = model_of(model, options, policy=policy, step_overhead_ns=step_overhead_ns, **fixed).config
+def limits(model: str, options: Mapping[str, Any], *, policy: str, **of_name: Any) -> PromptLimits:
+    """Raises EngineError for a model, a machine, settings or an argument that cannot work."""
+    config = model_of(model, options, policy=policy, **of_name).config
     return PromptLimits(vocab_size=config.shape.vocab_size, max_model_tokens=config.max_request_tokens)
 
 

@@ -176,10 +176,11 @@ def create(name: str, launch: Launch) -> Engine:
 
 def prompt_limits(name: str, model: str, options: Mapping[str, Any]) -> PromptLimits:
     """Of an engine that is to be started with these options. Raises EngineError if they cannot work."""
-    entry, _ = find(name, options)
+    entry, argument = find(name, options)
     if not entry.limits:
         return PromptLimits()
-    limits: PromptLimits = _imported(entry.limits)(model, options, **entry.settings)
+    of_name = {**entry.settings, "argument": argument} if entry.argument else entry.settings
+    limits: PromptLimits = _imported(entry.limits)(model, options, **of_name)
     return limits
 
 

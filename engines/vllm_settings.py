@@ -32,8 +32,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 SERVED_NAME = "model"
 
 
-def limits(model: str, options: Mapping[str, Any], **_settings: Any) -> PromptLimits:
-    """Raises EngineError for a model or settings that cannot work."""
+def limits(model: str, options: Mapping[str, Any], *, argument: str | None, **_settings: Any) -> PromptLimits:
+    """Raises EngineError for a model, settings or an argument that cannot work."""
+    _token_budget(argument)
     config = shared_config(model, options)
     return PromptLimits(vocab_size=config.shape.vocab_size, max_model_tokens=config.max_request_tokens)
 
@@ -49,6 +50,15 @@ def shared_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
         return config_of({"model": model, **shared}, policy="chunked_prefill")
     except ConfigError as error:
         raise EngineError(str(error)) from None
+
+
+def _token_budget(argument: str | None) -> int | None:
+    """What stands behind the engine's name; None without. Raises EngineError."""
+    if argument is None:
+        return None
+    if not (argument.isdecimal() and int(argument) > 0):
+        raise EngineError(f"vllm:{argument}: behind the colon stands a number of tokens an iteration, as in vllm:256")
+    return int(argument)
 
 
 @dataclass(frozen=True)
@@ -76,12 +86,8 @@ class VllmSettings:
         """Raises EngineError. `argument` is what stands behind the engine's name: a token budget."""
         given = {name: value for name, value in options.items() if value is not None}
         config = shared_config(model, given)
-        if argument is not None and not (argument.isdecimal() and int(argument) > 0):
-            raise EngineError(
-                f"vllm:{argument}: behind the colon stands a number of tokens an iteration, as in vllm:256"
-            )
-        budget = int(argument) if argument is not None else given.get("max_batch_tokens")
-        return cls(config, given, budget, paper)
+        budget = _token_budget(argument)
+        return cls(config, given, given.get("max_batch_tokens") if budget is None else budget, paper)
 
     def check_device(self, installed: Installed) -> None:
         """Raises EngineError where the build cannot run on the device asked for."""

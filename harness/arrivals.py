@@ -65,10 +65,14 @@ def trace(arrival_ns: Sequence[int | None], speed: float) -> Offsets:
 
 
 def offsets_of_ns(arrival: ArrivalSpec, requests: Sequence[PromptRequest], seed: int) -> Offsets:
-    """The schedule of these requests: their own arrivals for kind trace, else drawn. Raises ValueError, see trace()."""
+    """The schedule of these requests: their own arrivals for kind trace, else drawn. Raises ValueError, see trace().
+
+    Sessions are what arrives: a later turn has the offset of its first, before which it cannot be due.
+    """
     if arrival.kind == "trace":
         return trace([request.arrival_ns for request in requests], arrival.speed or 1.0)
-    return draw_offsets_ns(arrival, len(requests), seed)
+    arrives = np.array([request.turn == 0 for request in requests], dtype=np.bool_)
+    return np.take(draw_offsets_ns(arrival, int(arrives.sum()), seed), np.cumsum(arrives) - 1)
 
 
 def draw_offsets_ns(arrival: ArrivalSpec, num_requests: int, seed: int) -> Offsets:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import resource
+import sys
 
 from neobench.harness.engine import EngineError
 
 RESERVE = 128
 """For everything else that a client has open."""
+
+
+def connections_that_fit() -> int:
+    """At once, under this process's soft limit, so that it can still open what else it needs."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - RESERVE, soft // 2)
 
 
 def allow_connections(wanted: int, *, needed: int = 0) -> int:
@@ -22,7 +29,7 @@ def allow_connections(wanted: int, *, needed: int = 0) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= target:
         return max(wanted, needed)
-    fit = max(0, soft - RESERVE)
+    fit = connections_that_fit()
     if fit < needed:
         raise EngineError(
             f"{needed} requests in flight need {needed + RESERVE} open files, but a process may have {hard}: "

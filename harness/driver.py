@@ -23,6 +23,7 @@ from neobench.harness.engine import Completion, EngineError, TokenSink
 from neobench.harness.flight import Counts, Flight
 from neobench.harness.liveness import why_dead
 from neobench.harness.request import PromptRequest
+from neobench.harness.sessions import Sessions, never_due
 from neobench.harness.usage import ClientUsage, UsageMeter
 from neobench.results.record import Outcome, RequestRecord
 
@@ -88,6 +89,8 @@ async def drive(
     `on_schedule_start` is awaited in between. `timeout_s` runs from the moment a request is issued. With `concurrency`,
     a measured request that would be one too many in flight waits here, in its turn, and its record says until when.
     In a `closed_loop` such a request was not due earlier: it counts as scheduled when its turn comes.
+    Of sessions the first turns are sent at their offsets, a later one `think_ns` after the end of the turn before; each
+    session takes one place of `concurrency` from its first turn to the end of its last, its thinking included.
     `on_record` is called as each request ends. If it raises (a full disk), the run stops and the error is raised here.
     """
     if len(requests) != len(offsets_ns):
@@ -100,6 +103,7 @@ async def drive(
         concurrency=concurrency,
         closed_loop=closed_loop,
         num_measured=len(requests),
+        sessions=Sessions(requests),
     )
     driver.plan(warmup, [0] * len(warmup), warmup=True)
     driver.plan(requests, offsets_ns.tolist(), warmup=False)
@@ -118,6 +122,7 @@ class _Driver:
         concurrency: int | None,
         closed_loop: bool,
         num_measured: int,
+        sessions: Sessions,
     ) -> None:
         self._engine = engine
         self._on_record = on_record
@@ -125,6 +130,7 @@ class _Driver:
         self._timeout_s = timeout_s
         self._concurrency = concurrency
         self._closed_loop = closed_loop
+        self._sessions = sessions if len(sessions) else None
         self._meter: UsageMeter | None = None
         self._usage: ClientUsage | None = None
         self._clock = options.clock
@@ -141,6 +147,8 @@ class _Driver:
 
     def plan(self, requests: Sequence[PromptRequest], offsets_ns: Sequence[int], *, warmup: bool) -> None:
         for request, offset_ns in zip(requests, offsets_ns, strict=True):
+            if request.turn:
+                continue
             self._backlog.append(Flight(request, offset_ns, clock=self._clock, counts=self._counts, warmup=warmup))
 
     async def run(self, on_schedule_start: ScheduleStart | None) -> DriveResult:
@@ -233,8 +241,37 @@ class _Driver:
         self._in_flight.discard(flight)
         self._landed.set()
         record = flight.end(completion)
-        if self._concurrency is not None and not flight.warmup and record.ended_ns is not None:
+        rest = [] if self._sessions is None else self._sessions.after(flight.request)
+        goes_on = bool(rest) and record.outcome is Outcome.OK and not self._halt.is_set()
+        if goes_on:
+            self._follow(flight, record, rest[0])
+        elif self._concurrency is not None and not flight.warmup and record.ended_ns is not None:
             self._landings_ns.append(record.ended_ns)
+        self._keep(record)
+        if not goes_on:
+            self._give_up(rest, record)
+
+    def _follow(self, flight: Flight, record: RequestRecord, request: PromptRequest) -> None:
+        """The next turn of a session takes its place among those in flight at once, and there thinks until due."""
+        due_ns = (record.ended_ns or 0) + request.think_ns
+        follower = Flight(request, due_ns, clock=self._clock, counts=self._counts)
+        follower.origin_ns = flight.origin_ns
+        self._in_flight.add(follower)
+        follower.task = asyncio.create_task(self._think(follower))
+
+    async def _think(self, flight: Flight) -> None:
+        await self._clock.sleep_until_ns(flight.origin_ns + flight.scheduled_ns)
+        await self._serve(flight)
+
+    def _give_up(self, turns: Sequence[PromptRequest], ended: RequestRecord) -> None:
+        """Records of turns that are never due, because the one before them failed or the run was stopped."""
+        was_stopped = self._halt.is_set() or ended.outcome is Outcome.INTERRUPTED
+        for request in turns:
+            since_ns = ended.scheduled_ns if ended.ended_ns is None else ended.ended_ns
+            flight = Flight(request, since_ns, clock=self._clock, counts=self._counts)
+            self._keep(flight.end(_NEVER_ISSUED if was_stopped else never_due(ended)))
+
+    def _keep(self, record: RequestRecord) -> None:
         if self._record_error is not None:
             return
         try:

@@ -110,6 +110,8 @@ class Flight:
             reported_prompt_tokens=judged.prompt_tokens,
             cached_tokens=judged.cached_tokens,
             error=judged.error,
+            session=self.request.session,
+            turn=None if self.request.session is None else self.request.turn,
         )
 
     def _ended_ns(self, completion: Completion) -> int:

@@ -24,6 +24,12 @@ class PromptRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Forced by the engine adapter (ignore_eos); any other count is an error of that request."""
     arrival_ns: int | None = None
     """In the trace that it was taken from, since the first arrival there; None when its arrival is drawn."""
+    session: int | None = None
+    """Number of the conversation that it belongs to, from 0; its turns follow each other in a run's requests."""
+    turn: int = 0
+    """From 0; the prompt of a later one begins with the whole prompt before it."""
+    think_ns: int = 0
+    """From the end of the turn before to the instant at which this one is due."""
     exact_output: bool = True
     """False: `output_tokens` is what is asked for at most, and a shorter answer is as good."""
 

@@ -40,13 +40,13 @@ class _Look:
 class _Tally:
     """One objective over the requests of one measurement, in order of arrival."""
 
-    def __init__(self, slo: Slo, num_requests: int, error: float) -> None:
+    def __init__(self, slo: Slo, num_requests: int, error: float, independent: bool) -> None:
         self.slo = slo
         self.values_ms = np.full(num_requests, np.nan)
         self.num_over = 0
         self._known = 0
         """The first so many arrivals have ended."""
-        sizes = look_sizes(num_requests)
+        sizes = look_sizes(num_requests) if independent else []
         self._looks = [
             _Look(
                 size,
@@ -109,11 +109,15 @@ class SloWatch:
         on_decision: Callable[[], None],
         *,
         error_level: float = ERROR_LEVEL,
+        independent: bool = True,
     ) -> None:
+        """Without `independent`, as of turns of a session, a measurement ends early only when it is certain."""
         self.decision: Decision | None = None
         self._on_decision = on_decision
         self._num_requests = num_requests
-        self._tallies = [_Tally(slo, num_requests, error_level) for slo in slos if slo.percentile is not None]
+        self._tallies = [
+            _Tally(slo, num_requests, error_level, independent) for slo in slos if slo.percentile is not None
+        ]
         self._all_watched = len(self._tallies) == len(slos)
 
     def see(self, record: RequestRecord) -> None:

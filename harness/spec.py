@@ -14,6 +14,7 @@ from neobench.results.record import GOODPUT_METRICS
 
 ArrivalKind = Literal["poisson", "constant", "gamma", "all_at_once", "closed", "trace"]
 RATED_KINDS = ("poisson", "constant", "gamma")
+ThinkTimeKind = Literal["exponential", "fixed", "lognormal"]
 
 
 class SpecError(ValueError):
@@ -30,6 +31,28 @@ class EngineSpec(_Spec, frozen=True, kw_only=True):
     """Handed to the adapter as they are; the adapter checks them."""
 
 
+class SessionSpec(_Spec, frozen=True, kw_only=True):
+    """Requests come as turns of conversations, each with the history of its session in front of what is new."""
+
+    fewest_turns: int
+    """A session has between so many turns and `most_turns`, drawn with equal chances."""
+    most_turns: int
+    think_time_s: float = 0.0
+    """Mean time from the end of one turn to the next; 0 is none."""
+    think_time_kind: ThinkTimeKind = "exponential"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.fewest_turns <= self.most_turns:
+            raise SpecError(
+                "workload.sessions needs 1 <= fewest_turns <= most_turns, "
+                f"not {self.fewest_turns} and {self.most_turns}"
+            )
+        if not 0 <= self.think_time_s < math.inf:
+            raise SpecError(
+                f"workload.sessions.think_time_s must be a number of seconds, at least 0, not {self.think_time_s:g}"
+            )
+
+
 class WorkloadSpec(_Spec, frozen=True, kw_only=True):
     name: str
     options: dict[str, Any] = {}
@@ -37,6 +60,9 @@ class WorkloadSpec(_Spec, frozen=True, kw_only=True):
     """None: derived from RunSpec.seed, as the other seeds are."""
     prompt_seed: int | None = None
     order_seed: int | None = None
+    session_seed: int | None = None
+    sessions: SessionSpec | None = None
+    """None: every request is on its own."""
     prefix_groups: int | None = None
     """So many shared prefixes of `prefix_tokens`; each prompt begins with one, in front of its own length."""
     prefix_tokens: int | None = None
@@ -54,7 +80,7 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     kind: ArrivalKind = "poisson"
     """Kind "closed": `concurrency` requests are in flight all the time; one is due when another has ended."""
     rate: float | None = None
-    """Requests per second of the kinds poisson, constant and gamma; None for the others."""
+    """Requests per second of the kinds poisson, constant and gamma; None for the others. Of sessions, first turns."""
     end_rate: float | None = None
     """With it the rate changes linearly in time, from `rate` at the first arrival to this one at the last."""
     burstiness: float | None = None
@@ -62,7 +88,10 @@ class ArrivalSpec(_Spec, frozen=True, kw_only=True):
     speed: float | None = None
     """Of kind trace: so many times faster than the requests of the workload came; None is 1."""
     concurrency: int | None = None
-    """At most this many requests are in flight; what arrives beyond it waits in the client, which is recorded."""
+    """At most this many requests are in flight; what arrives beyond it waits in the client, which is recorded.
+
+    Of sessions so many are in progress: each holds its place from its first turn to the end of its last.
+    """
     seed: int | None = None
     """None: derived from RunSpec.seed."""
 
@@ -110,6 +139,7 @@ class Seeds(_Spec, frozen=True, kw_only=True):
     prompts: int
     arrivals: int
     order: int
+    sessions: int
 
 
 class RunSpec(_Spec, frozen=True, kw_only=True):
@@ -118,6 +148,7 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     arrival: ArrivalSpec
     model: str
     num_requests: int
+    """Measured; of sessions the turns count."""
     num_warmup: int = 0
     """Requests sent and finished before the schedule starts; recorded, but in no metric."""
     seed: int = 0
@@ -130,7 +161,10 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
     goodput_ms: dict[str, float] = {}
     """Limit in ms of "ttft", "tpot" or "e2el"; goodput counts the requests that keep to all of them."""
     client_processes: int = 1
-    """That send the requests; request i is sent by process i modulo this number. 1: the process that measures."""
+    """That send the requests: request i by process i modulo this number, a turn of session s by process s modulo it.
+
+    1: the process that measures.
+    """
 
     def __post_init__(self) -> None:
         if self.num_requests < 1:
@@ -140,6 +174,11 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
         if not 0 < self.timeout_s < math.inf:
             raise SpecError(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
         self._check_client_processes()
+        if self.workload.sessions is not None and self.arrival.kind == "trace":
+            raise SpecError(
+                "workload.sessions and arrival.kind 'trace' exclude each other: a trace says when each request came, "
+                "in a session that follows from the answer before"
+            )
         if self.seed < 0:
             raise SpecError(f"seed must not be negative, is {self.seed}")
         for percentile in self.percentiles:
@@ -160,17 +199,18 @@ class RunSpec(_Spec, frozen=True, kw_only=True):
             )
 
     def seeds(self) -> Seeds:
-        """Those given, else children 0 to 3 of numpy's SeedSequence(seed), in the order of Seeds."""
+        """Those given, else children 0 to 4 of numpy's SeedSequence(seed), in the order of Seeds."""
         import numpy as np
 
-        lengths, prompts, arrivals, order = (
-            int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(self.seed).spawn(4)
+        lengths, prompts, arrivals, order, sessions = (
+            int(child.generate_state(1, np.uint64)[0]) for child in np.random.SeedSequence(self.seed).spawn(5)
         )
         return Seeds(
             lengths=lengths if self.workload.length_seed is None else self.workload.length_seed,
             prompts=prompts if self.workload.prompt_seed is None else self.workload.prompt_seed,
             arrivals=arrivals if self.arrival.seed is None else self.arrival.seed,
             order=order if self.workload.order_seed is None else self.workload.order_seed,
+            sessions=sessions if self.workload.session_seed is None else self.workload.session_seed,
         )
 
 

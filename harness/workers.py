@@ -1,7 +1,8 @@
 """Several client processes that drive one run: shards drawn up front, a file of records each, one common start.
 
-Request i is sent by worker i modulo their number. time.perf_counter_ns is CLOCK_MONOTONIC on Linux, one clock for all
-processes of a machine, so a single origin makes all deadlines absolute.
+Request i is sent by worker i modulo their number; of sessions the turns of session s by worker s modulo it.
+time.perf_counter_ns is CLOCK_MONOTONIC on Linux, one clock for all processes of a machine, so a single origin makes all
+deadlines absolute.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from neobench.harness.engine import Completion, Engine, EngineError, SharedEngin
 from neobench.harness.flight import Counts, Flight
 from neobench.harness.liveness import Suspecting, why_dead
 from neobench.harness.request import PromptRequest
+from neobench.harness.sessions import of_client
 from neobench.harness.usage import ClientUsage
 from neobench.harness.worker_protocol import Ended, FromWorker, Plan, Progress, Ready, Shard, Start, Stop
 from neobench.results.record import Outcome, RequestRecord
@@ -39,16 +41,17 @@ class SharedLoad:
 
     requests: Sequence[PromptRequest]
     offsets_ns: npt.NDArray[np.int64]
-    """[num_requests]"""
+    """[num_requests] As offsets_of_ns has them."""
     warmup: Sequence[PromptRequest]
     timeout_s: float
     concurrency: int | None
     closed_loop: bool
 
     def shard(self, client: int, num_clients: int) -> Shard:
+        mine = of_client(self.requests, client, num_clients)
         return Shard(
-            requests=list(self.requests[client::num_clients]),
-            offsets_ns=self.offsets_ns[client::num_clients].tolist(),
+            requests=[self.requests[position] for position in mine],
+            offsets_ns=self.offsets_ns[mine].tolist(),
             warmup=list(self.warmup[client::num_clients]),
         )
 

@@ -52,9 +52,10 @@ _DESCRIPTION_KEY = {"png": "Description", "pdf": "Subject", "svg": "Description"
 def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = None) -> Figure:
     """Average per-token latency (s) against request rate (requests/s), one line for each engine, as in NEO's Fig. 6.
 
-    A line goes through the median of the runs at each rate. It never joins measured, emulated and modelled runs, nor
-    those of different tools. Invalid runs have hollow markers; where no run is valid the figure is stamped INVALID.
-    What cannot be drawn, or lies above `latency_cap_s`, is named in the caption.
+    The rate of runs whose requests are turns is that of their sessions. A line goes through the median of the runs at
+    each rate. It never joins measured, emulated and modelled runs, nor those of different tools. Invalid runs have
+    hollow markers; where no run is valid the figure is stamped INVALID. What cannot be drawn, or lies above
+    `latency_cap_s`, is named in the caption.
     """
     with paper_style():
         figure = Figure(figsize=FIGURE_SIZE_INCHES)
@@ -68,7 +69,7 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
             axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s
         )
         axes.set_xlim(left=0)
-        axes.set_xlabel("Request rate (req/s)")
+        axes.set_xlabel(_rate_label(drawn))
         axes.set_ylabel("Average per-token latency (s)")
         if drawn:
             axes.legend()
@@ -124,15 +125,22 @@ def _is_drawable(run: ReportRun) -> bool:
     return run.request_rate is not None and run.per_token_latency_s is not None
 
 
+def _rate_label(runs: Sequence[ReportRun]) -> str:
+    units = sorted({run.rate_unit for run in runs})
+    return "Session rate (sessions/s)" if units == ["sessions/s"] else f"Request rate ({' or '.join(units) or 'req/s'})"
+
+
 def _series(runs: Sequence[ReportRun]) -> Mapping[str, list[ReportRun]]:
     """Label -> runs; a label says no more than it takes to tell its line from the others."""
     several_models = len({run.model for run in runs}) > 1
     several_workloads = len({run.workload for run in runs}) > 1
+    some_sessions = len({run.of_sessions for run in runs}) > 1
     series: dict[str, list[ReportRun]] = {}
     for run in runs:
         parts = [run.engine]
         parts += [run.model] if several_models else []
         parts += [run.workload] if several_workloads else []
+        parts += ["sessions"] if some_sessions and run.of_sessions else []
         marks = [] if run.provenance_kind == "measured" else [run.provenance_kind]
         marks += [run.foreign_tool] if run.foreign_tool else []
         series.setdefault(", ".join(parts) + (f" ({', '.join(marks)})" if marks else ""), []).append(run)
@@ -204,7 +212,7 @@ def _setting(run: ReportRun) -> tuple[str, str, str]:
 def _names(runs: Sequence[ReportRun]) -> str:
     """For a note: neo at 2, 4 req/s; gpu_only at inf req/s."""
     return "; ".join(
-        f"{label} at {', '.join(dict.fromkeys(_rate(run) for run in series))} req/s"
+        f"{label} at {', '.join(dict.fromkeys(_rate(run) for run in series))} {series[0].rate_unit}"
         for label, series in _series(runs).items()
     )
 

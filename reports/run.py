@@ -15,12 +15,14 @@ class ReportRun:
     workload: str
     model: str
     request_rate: float | None
-    """Requests per second, of a trace on average; None: all at once."""
+    """Requests per second, of a trace on average; of sessions their first turns. None: all at once."""
     machine: str
     """A few words; empty when the fingerprint does not tell."""
     summary: Mapping[str, Any]
     concurrency: int | None = None
     """The client's limit on requests in flight, if there was one."""
+    of_sessions: bool = False
+    """Requests are turns of sessions."""
     handicaps: tuple[str, ...] = ()
     """Flags that slow the engine on purpose; a report must say so."""
 
@@ -36,6 +38,7 @@ class ReportRun:
             machine=describe_machine(run.get("fingerprint") or {}),
             summary=summary,
             concurrency=spec["arrival"].get("concurrency"),
+            of_sessions=bool(spec["workload"].get("sessions")),
             handicaps=tuple((run.get("engine") or {}).get("handicaps") or ()),
         )
 
@@ -44,7 +47,11 @@ class ReportRun:
         """neo at 4 req/s"""
         if self.request_rate is None:
             return f"{self.engine}, all at once"
-        return f"{self.engine} at {self.request_rate:g} req/s"
+        return f"{self.engine} at {self.request_rate:g} {self.rate_unit}"
+
+    @property
+    def rate_unit(self) -> str:
+        return "sessions/s" if self.of_sessions else "req/s"
 
     @property
     def valid(self) -> bool:
@@ -57,7 +64,7 @@ class ReportRun:
 
     @property
     def cap_note(self) -> str | None:
-        """Says that requests queued in the client, which makes the load less open than its rate says."""
+        """Says that requests (or sessions) queued in the client, which makes the load less open than its rate says."""
         if self.concurrency is None:
             return None
         queue_ms = self.summary.get("mean_client_queue_ms") or 0.0

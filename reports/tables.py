@@ -69,6 +69,8 @@ def _notes(runs: Sequence[ReportRun]) -> list[str]:
     slowed = {run.engine: ", ".join(run.handicaps) for run in runs if run.handicaps}
     notes += [f"{engine} is slowed on purpose by {handicaps}." for engine, handicaps in slowed.items()]
     notes += [note for run in runs if (note := run.cap_note)]
+    talking = dict.fromkeys(run.title for run in runs if run.of_sessions and run.request_rate is not None)
+    notes += [f"A rate of sessions, all else over their turns: {'; '.join(talking)}."] if talking else []
     foreign = dict.fromkeys(f"{run.engine} by {run.foreign_tool}" for run in runs if run.foreign_tool)
     notes += [f"{CONVERTED_MARK} Converted, measured: {'; '.join(foreign)}."] if foreign else []
     support = [run.summary["percentile_support"]["p99"] for run in runs]

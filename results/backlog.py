@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from neobench.results.columns import BoolArray, RecordColumns
+from neobench.results.sessions import arrivals, stay_s
 
 GROWTH = 1.5
 FEWEST_MORE = 10
@@ -21,8 +22,9 @@ def backlog(columns: RecordColumns, measured: BoolArray) -> dict[str, float | No
     """
     issued = measured & ~np.isnan(columns.instants_ms("issued_ns"))
     scheduled_ms, ended_ms = columns.instants_ms("scheduled_ns")[issued], columns.instants_ms("ended_ns")[issued]
-    span_ms = float(scheduled_ms.max()) if len(scheduled_ms) else 0.0
-    if not span_ms or np.ptp(scheduled_ms) == 0:
+    arrival_ms = scheduled_ms[arrivals(columns)[issued]]
+    span_ms = float(arrival_ms.max()) if len(arrival_ms) else 0.0
+    if not span_ms or np.ptp(arrival_ms) == 0:
         return {"mean_in_flight_early": None, "mean_in_flight_late": None}
 
     def mean_within(start_ms: float, end_ms: float) -> float:
@@ -37,9 +39,14 @@ def backlog(columns: RecordColumns, measured: BoolArray) -> dict[str, float | No
 
 
 def growing_backlog(metrics: Mapping[str, Any]) -> list[str]:
-    """A warning, if there are half as many again in the last quarter as in the second, and 10 more at least."""
+    """A warning, if there are half as many again in the last quarter as in the second, and 10 more at least.
+
+    None of sessions that last longer than the first quarter: their number still grows in the second by itself.
+    """
     early, late = metrics["mean_in_flight_early"], metrics["mean_in_flight_late"]
     if early is None or late <= max(GROWTH * early, early + FEWEST_MORE):
+        return []
+    if metrics.get("sessions") is not None and 4 * (stay_s(metrics) or 0.0) > metrics["arrival_span_s"]:
         return []
     return [
         f"Requests piled up: {early:.3g} were in flight in the second quarter of the arrivals and {late:.3g} in the "

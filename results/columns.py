@@ -28,6 +28,8 @@ _OPTIONAL = (
     "http_status",
     "reported_prompt_tokens",
     "cached_tokens",
+    "session",
+    "turn",
     "client",
 )
 _ABSENT = -(2**63)

@@ -75,6 +75,7 @@ def _plain_values(run: Run) -> Iterator[tuple[str, Any]]:
     for key, value in (run.summary.get("machine") or {}).items():
         if not isinstance(value, (dict, list)):
             yield f"machine_{key}", value
+    yield from (run.summary.get("sessions") or {}).items()
 
 
 def requests_table(runs: Sequence[Run]) -> pa.Table:

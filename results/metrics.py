@@ -11,6 +11,7 @@ import numpy as np
 from neobench.results.backlog import backlog
 from neobench.results.columns import BoolArray, Float64Array, Int64Array, RecordColumns
 from neobench.results.record import Outcome
+from neobench.results.sessions import arrivals, session_figures
 from neobench.results.validity import STEADY_START_FRACTION
 
 PERCENTILE_CONFIDENCE = 0.99
@@ -27,8 +28,8 @@ def summarise(
 ) -> dict[str, Any]:
     """All metrics of a run, warm-up requests left out.
 
-    `request_rate` is what was asked for, in requests per second; None means all at once. `percentiles`, in (0, 100),
-    are reported beside the default ones; `goodput_ms` has a limit for some of "ttft", "tpot", "e2el".
+    `request_rate` is what was asked for, in requests (or sessions) per second; None means all at once. `percentiles`,
+    in (0, 100), are reported beside the default ones; `goodput_ms` has a limit for some of "ttft", "tpot", "e2el".
     A figure without a single sample is None, never NaN and never zero.
     """
     reported = tuple(sorted({*DEFAULT_PERCENTILES, *percentiles}))
@@ -47,6 +48,9 @@ def summarise(
         **_goodput(columns, measured, completed, goodput_ms or {}),
         **_client_lag(columns, measured),
         **backlog(columns, measured),
+        "sessions": session_figures(
+            columns, measured, request_latencies_ms(columns)["ttft"], _duration_s(columns, measured)
+        ),
         "percentile_support": {
             percentile_name(percentile): percentile_support(percentile, num_completed) for percentile in reported
         },
@@ -126,8 +130,8 @@ def request_latencies_ms(columns: RecordColumns) -> dict[str, Float64Array]:
 
 
 def _steady_throughput(columns: RecordColumns, measured: BoolArray, completed: BoolArray) -> dict[str, Any]:
-    issued = measured & ~np.isnan(columns.instants_ms("issued_ns"))
-    scheduled_ms = columns.instants_ms("scheduled_ns")[issued]
+    arrived = measured & arrivals(columns) & ~np.isnan(columns.instants_ms("issued_ns"))
+    scheduled_ms = columns.instants_ms("scheduled_ns")[arrived]
     end_ms = float(scheduled_ms.max()) if len(scheduled_ms) else 0.0
     start_ms = STEADY_START_FRACTION * end_ms
     ended_ms = columns.instants_ms("ended_ns")[completed]
@@ -200,7 +204,7 @@ def _client_lag(columns: RecordColumns, measured: BoolArray) -> dict[str, Any]:
     queue_ms = due_ms - scheduled_ms
     return {
         "issued_requests": len(lag_ms),
-        "arrival_span_s": _span_s(scheduled_ms),
+        "arrival_span_s": _span_s(scheduled_ms[arrivals(columns)[issued]]),
         "lag_p50_ms": float(np.percentile(lag_ms, 50)) if len(lag_ms) else None,
         "lag_p99_ms": float(np.percentile(lag_ms, 99)) if len(lag_ms) else None,
         "lag_max_ms": float(lag_ms.max()) if len(lag_ms) else None,

@@ -13,6 +13,7 @@ from neobench.results.directions import find_direction
 from neobench.results.store import RUN_FILE, SUMMARY_FILE, RunInfo, StoreError, load_run, read_run_info, read_summary
 
 _SEEDS = ("length_seed", "prompt_seed", "order_seed", "seed")
+_SEED_OF_SESSIONS = "session_seed"
 _SWEEP_POINTS, _SWEEP_STATUS = "points", "point.json"
 
 
@@ -129,6 +130,8 @@ def _figures(name: str, info: RunInfo, summary: Mapping[str, Any]) -> RunFigures
         spec.get("seed"),
         *({key: spec.get(part, {}).get(key) for key in _SEEDS} for part in ("workload", "arrival")),
     ]
+    if spec["workload"].get("sessions"):
+        seeds.append(spec["workload"].get(_SEED_OF_SESSIONS))
     return RunFigures(
         name=name,
         started_at=info.provenance.started_at,
@@ -145,7 +148,7 @@ def _figures(name: str, info: RunInfo, summary: Mapping[str, Any]) -> RunFigures
 
 
 def _without_seeds(part: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in part.items() if key not in _SEEDS and value is not None}
+    return {key: value for key, value in part.items() if key not in (*_SEEDS, _SEED_OF_SESSIONS) and value is not None}
 
 
 def _load(arrival: Mapping[str, Any], request_rate: float | None) -> str:

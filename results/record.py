@@ -23,6 +23,8 @@ class Outcome(str, enum.Enum):
     PROTOCOL_ERROR = "protocol_error"
     """The stream could not be understood: bad JSON, no usage, an error event."""
     TIMEOUT = "timeout"
+    SESSION_ENDED = "session_ended"
+    """An earlier turn of its session failed, so that this one was never due."""
     UNKNOWN_ERROR = "unknown_error"
     """Another tool counted it as failed and did not say why."""
     INTERRUPTED = "interrupted"
@@ -38,7 +40,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     All `_ns` values are integer nanoseconds of a monotonic clock relative to the start of the run's schedule; those of
     a warm-up request are relative to the start of the warm-up, which ends before the schedule starts.
-    `scheduled_ns` is the arrival drawn up front; `issued_ns` is when the client really sent it.
+    `scheduled_ns` is the arrival drawn up front, of a later turn of a session the end of the turn before plus the time
+    to think; `issued_ns` is when the client really sent it.
     """
 
     index: Int64
@@ -64,5 +67,9 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cached_tokens: Int64 | None = None
     """Of the prompt, which the engine found in a prefix cache."""
     error: str | None = None
+    session: Int64 | None = None
+    """The conversation that it belongs to; None where requests are on their own."""
+    turn: Int64 | None = None
+    """Of its session, from 0."""
     client: int | None = None
     """The client process that sent it, of several; None where the process that measures did."""

@@ -8,6 +8,7 @@ from typing import Any
 from neobench.results.backlog import growing_backlog
 from neobench.results.machine_validity import machine_disturbances
 from neobench.results.record import Outcome
+from neobench.results.sessions import stay_s
 
 LAG_LIMIT_MS = 5.0
 LAG_LIMIT_SHARE_OF_TTFT = 0.01
@@ -118,17 +119,17 @@ def _unsupported(metrics: Mapping[str, Any], percentiles: Iterable[str]) -> list
 
 
 def _short_window(metrics: Mapping[str, Any]) -> list[str]:
-    """Requests that arrive over time must stay for less time than the window lasts, or it shows the filling alone."""
-    median_ms = metrics["median_e2el_ms"]
-    arrival_span_s = metrics["arrival_span_s"]
-    if median_ms is None or not arrival_span_s:
+    """What arrives over time must stay for less time than the window lasts, or it shows the filling alone."""
+    median_s, arrival_span_s = stay_s(metrics), metrics["arrival_span_s"]
+    if median_s is None or not arrival_span_s:
         return []
     window_s = (1 - STEADY_START_FRACTION) * arrival_span_s
-    if window_s * 1e3 >= median_ms:
+    if window_s >= median_s:
         return []
+    what = "request" if metrics.get("sessions") is None else "session"
     return [
-        f"The steady window is too short: it lasts {window_s:.3g} s, and the median request stays for "
-        f"{median_ms / 1e3:.3g} s, so the engine never got past filling up; run more requests (see --num-requests), "
+        f"The steady window is too short: it lasts {window_s:.3g} s, and the median {what} stays for "
+        f"{median_s:.3g} s, so the engine never got past filling up; run more requests (see --num-requests), "
         "or a lower rate if the engine cannot keep up."
     ]
 

@@ -37,7 +37,8 @@ WORKLOADS: Mapping[str, WorkloadEntry] = {
     ),
     "sharegpt": WorkloadEntry(
         "neobench.workloads.sharegpt:create",
-        "sharegpt:FILE has the first question and answer of each conversation in ShareGPT's JSON (option tokenizer)",
+        "sharegpt:FILE has the first question and answer of each conversation in ShareGPT's JSON, with --turns the "
+        "further ones too (option tokenizer)",
     ),
     "synthetic": WorkloadEntry(
         "neobench.workloads.synthetic:create",

@@ -1,4 +1,7 @@
-"""`sharegpt:FILE`: the first question and answer of each conversation in ShareGPT's JSON, counted with a tokenizer."""
+"""`sharegpt:FILE`: questions and answers of conversations in ShareGPT's JSON, counted with a tokenizer.
+
+The first of each conversation, or all of them where requests are turns of sessions.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,10 @@ def create(argument: str | None, options: Mapping[str, Any]) -> Workload:
     return ShareGpt(Path(argument), str(options["tokenizer"]), skip_malformed=flag(options, "skip_malformed"))
 
 
+_Talk = list[tuple[str, str]]
+"""Questions with their answers, at least one."""
+
+
 class ShareGpt:
     """Only the conversations drawn are tokenized. None is left out for its length."""
 
@@ -36,18 +43,20 @@ class ShareGpt:
         self.name = f"sharegpt:{path.name}"
         self._path = path
         self._tokenizer = tokenizer
-        self._pairs, self._num_short, self._malformed = _read(path)
-        if self._malformed and not (skip_malformed and self._pairs):
+        self._talks, self._num_short, self._malformed = _read(path)
+        self._takes_all_turns = False
+        if self._malformed and not (skip_malformed and self._talks):
             raise WorkloadError(malformed_rows(path, self._malformed))
-        if not self._pairs:
+        if not self._talks:
             raise WorkloadError(f"{path} holds no conversation with a question and an answer")
         self._count_tokens = token_counter(tokenizer)
 
     def describe(self) -> dict[str, Any]:
+        taken = "questions and answers" if self._takes_all_turns else "first question and answer"
         facts: dict[str, Any] = {
             "name": self.name,
-            "source": f"local file {self._path}, first question and answer of each conversation",
-            "file_requests": len(self._pairs),
+            "source": f"local file {self._path}, {taken} of each conversation",
+            "file_requests": len(self._talks),
             "conversations_without_an_answer_left_out": self._num_short,
             "tokenizer": self._tokenizer,
         }
@@ -56,42 +65,66 @@ class ShareGpt:
         return facts
 
     def draw_lengths(self, num_requests: int, rng: np.random.Generator) -> tuple[TokenCounts, TokenCounts]:
-        drawn = [self._pairs[row] for row in draw_rows(len(self._pairs), num_requests, rng)]
-        return self._count_tokens([prompt for prompt, _ in drawn]), self._count_tokens([answer for _, answer in drawn])
+        return self._lengths([self._talks[row][0] for row in draw_rows(len(self._talks), num_requests, rng)])
+
+    def draw_conversations(
+        self, num_turns: int, fewest_turns: int, most_turns: int, rng: np.random.Generator
+    ) -> list[TokenCounts]:
+        self._takes_all_turns = True
+        long_enough = [talk for talk in self._talks if len(talk) >= fewest_turns]
+        if not long_enough:
+            raise WorkloadError(
+                f"{self._path} has no conversation of {fewest_turns} questions and answers; the longest has "
+                f"{max(map(len, self._talks))}: ask for fewer --turns, or a range such as 1-{most_turns}"
+            )
+        talks: list[_Talk] = []
+        missing = num_turns
+        for row in draw_rows(len(long_enough), num_turns, rng):
+            talks.append(long_enough[row][: min(most_turns, missing)])
+            missing -= len(talks[-1])
+            if not missing:
+                break
+        lengths = np.array(self._lengths([pair for talk in talks for pair in talk]))
+        return np.split(lengths, np.cumsum([len(talk) for talk in talks])[:-1], axis=1)
+
+    def _lengths(self, pairs: _Talk) -> tuple[TokenCounts, TokenCounts]:
+        return self._count_tokens([prompt for prompt, _ in pairs]), self._count_tokens([answer for _, answer in pairs])
 
     def longest_request_tokens(self) -> None:
         return None
 
 
-def _read(path: Path) -> tuple[list[tuple[str, str]], int, list[str]]:
-    """Questions with their answers, the number of conversations that have none, and what is malformed."""
+def _read(path: Path) -> tuple[list[_Talk], int, list[str]]:
+    """Conversations, the number of those without an answer, and what is malformed."""
     try:
         conversations = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WorkloadError(f"cannot read {path}: {error}") from error
     if not isinstance(conversations, list):
         raise WorkloadError(f"{path}: a list of conversations is needed")
-    pairs = []
+    talks = []
     num_short = 0
     malformed = []
     for number, conversation in enumerate(conversations, start=1):
         try:
-            texts = _first_texts(conversation)
+            texts = _texts(conversation)
         except (TypeError, KeyError, AttributeError):
             malformed.append(f'entry {number}: not {{"conversations": [{{"from": ..., "value": text}}, ...]}}')
             continue
-        if len(texts) == 2:
-            pairs.append((texts[0], texts[1]))
+        # A question at the end that nobody answered is none.
+        talk = list(zip(texts[::2], texts[1::2], strict=False))
+        if talk:
+            talks.append(talk)
         else:
             num_short += 1
-    return pairs, num_short, malformed
+    return talks, num_short, malformed
 
 
-def _first_texts(conversation: Any) -> list[str]:
+def _texts(conversation: Any) -> list[str]:
     turns = conversation["conversations"]
     if not isinstance(turns, list):
         raise TypeError
-    texts = [turn["value"] for turn in turns[:2]]
+    texts = [turn["value"] for turn in turns]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError
     return texts

@@ -46,6 +46,20 @@ class Replayable(Protocol):
         """Raises WorkloadError when it does not, or has fewer requests."""
 
 
+@runtime_checkable
+class Conversational(Protocol):
+    """A workload that knows which of its requests are turns of one conversation."""
+
+    def draw_conversations(
+        self, num_turns: int, fewest_turns: int, most_turns: int, rng: np.random.Generator
+    ) -> list[TokenCounts]:
+        """Each [2, its turns]: prompt and output tokens that a turn adds; they have `num_turns` together.
+
+        Conversations of fewer than `fewest_turns` are left out, longer ones than `most_turns` end early, as the last
+        one does. Raises WorkloadError when none is left.
+        """
+
+
 def draw_rows(num_rows: int, num_requests: int, rng: np.random.Generator) -> TokenCounts:
     """Row numbers [num_requests], none twice until all were drawn once, then all over again."""
     rounds = max(1, -(-num_requests // num_rows))

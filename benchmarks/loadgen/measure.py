@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.loadgen.loads import Load, Report
 from benchmarks.loadgen.tools import Tool, UnreadableError
 from benchmarks.loadgen.truth import measured_requests, true_figures
@@ -64,13 +66,29 @@ def measure(tool: Tool, load: Load, *, delays: Delays, folder: Path, limit_s: fl
     asyncio.run(server.start(timeout_s=SERVER_START_TIMEOUT_S, progress=lambda _: None))
     try:
         told = tool.command(load, server.url, folder)
+        busy_s = _busy_s()
         ended = run_command(told, folder / "tool.log", tool.environment(), limit_s=limit_s)
-        server.check_alive()
+        others_s = _busy_s() - busy_s - ended.cpu_s - _server_cpu_s(server)
     finally:
         asyncio.run(server.stop())
     report, failure = _report(tool, ended, folder, limit_s)
     row = build_row(load, read_instants(instants_path), report, ended)
-    return {"tool": tool.name, **row, "failure": failure, "command": told}
+    others_share = max(0.0, others_s) / (ended.wall_s * (psutil.cpu_count() or 1))
+    told_how = {"command": told, "environment": dict(tool.environment())}
+    return {"tool": tool.name, **row, "failure": failure, "others_cpu_share": others_share, **told_how}
+
+
+def _busy_s() -> float:
+    """CPU seconds that the whole machine has worked."""
+    times = psutil.cpu_times()
+    return float(times.user + times.system + getattr(times, "nice", 0.0))
+
+
+def _server_cpu_s(server: ServerProcess) -> float:
+    """Raises EngineError if it has died."""
+    server.check_alive()
+    times = psutil.Process(server.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _report(tool: Tool, ended: Ended, folder: Path, limit_s: float) -> tuple[Report | None, str | None]:

@@ -57,10 +57,11 @@ def format_tables(rows: Sequence[Row]) -> str:
     closed = [row for row in shown if not row["rate"]]
     parts = []
     if opened:
-        parts += ["### Schedules: what arrived at the server", _table(_SCHEDULE_COLUMNS, opened), _chance_note(opened)]
+        parts += ["### Schedules: what arrived at the server", _table(_SCHEDULE_COLUMNS, opened), *_chance_note(opened)]
         parts += ["### Latencies: what was reported less what the server did, in ms", _table(_ERROR_COLUMNS, opened)]
     if closed:
         parts += ["### Ceilings: a closed loop against a server without delays", _table(_CEILING_COLUMNS, closed)]
+    parts.append(_others_note(rows))
     if said := _objections(shown):
         parts += ["### What the tools say against their own runs", said]
     return "\n\n".join(parts) + "\n"
@@ -101,6 +102,7 @@ _SCHEDULE_COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "delivered": _number(1, "true", "delivered_rate"),
     "delivered / asked": _number(3, "delivered_ratio"),
     "CV of gaps": _number(2, "true", "gap_cv"),
+    "reported lag p99, ms": _number(1, "reported", "lag_p99_ms"),
     "reported req/s": _number(1, "reported", "requests_per_s"),
     "answered / asked": _sent_to_last_token,
     "start-up, s": _number(1, "start_up_s"),
@@ -139,12 +141,22 @@ def _table(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> 
     return "\n".join(lines)
 
 
-def _chance_note(rows: Sequence[Row]) -> str:
+def _chance_note(rows: Sequence[Row]) -> list[str]:
     chances = {row["rate"]: row["num_requests"] ** -0.5 for row in rows if row["arrival"] == "poisson"}
+    if not chances:
+        return []
     told = ", ".join(f"{100 * chance:.1f} % at {rate:,g}" for rate, chance in sorted(chances.items()))
-    return (
+    return [
         "The rate of n arrivals of a Poisson process strays from the one asked for by 1/√n (one standard deviation): "
         f"{told}. A tool that hits it exactly has scaled its gaps to do so."
+    ]
+
+
+def _others_note(rows: Sequence[Row]) -> str:
+    shares = [100 * row["others_cpu_share"] for row in rows]
+    median, most = statistics.median(shares), max(shares)
+    return (
+        f"Meanwhile other programs took {median:.0f} % of the machine's CPU (median of the runs; at most {most:.0f} %)."
     )
 
 
@@ -192,6 +204,7 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
             left.plot([], [], color=style.color, marker=style.marker, label=tool)
         left.axhline(1, color="0.2", linewidth=0.8)
         left.set_ylabel("Delivered / asked rate")
+        left.margins(y=0.1)
         left.set_ylim(bottom=0)
         left.plot([], [], color="0.3", linestyle="-", label="Poisson")
         left.plot([], [], color="0.3", linestyle="--", label="constant rate")

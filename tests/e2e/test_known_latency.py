@@ -37,18 +37,21 @@ ATTEMPTS = 3
 Floats = npt.NDArray[np.float64]
 
 
-def modelled(folder: Path, *, rate: float, num_requests: int = NUM_REQUESTS, law: str = EXPONENTIAL) -> KnownRun:
+def modelled(
+    folder: Path, *more: str, rate: float, num_requests: int = NUM_REQUESTS, law: str = EXPONENTIAL
+) -> KnownRun:
     return known_run(
         folder,
+        *more,
         *("--engine", "modelled", "--service-ms", str(SERVICE_MS), "--service-law", law, "--seed", "5"),
         *("--workload", "synthetic:fixed:40,8", "--rate", str(rate), "--num-requests", str(num_requests)),
     )
 
 
-def undisturbed(folder: Path, *, rate: float, law: str = EXPONENTIAL) -> KnownRun:
+def undisturbed(folder: Path, *more: str, rate: float, law: str = EXPONENTIAL) -> KnownRun:
     """One whose client was on time, of a few: where the machine stands still, so do arrivals, and no law holds."""
     for attempt in range(ATTEMPTS):
-        run = modelled(folder / str(attempt), rate=rate, law=law)
+        run = modelled(folder / str(attempt), *more, rate=rate, law=law)
         if run.summary["lag_p99_ms"] <= lag_limit_ms(run.summary):
             return run
     pytest.skip(f"this machine is too busy: {run.summary['validity']['reasons']}")
@@ -169,6 +172,21 @@ def test_an_md1_queue_is_measured_to_within_its_law(tmp_path: Path) -> None:
     pollaczek_khinchine_ms = SERVICE_MS * 0.6 / (2 * (1 - 0.6))
     assert law["mean"].mean() == pytest.approx(SERVICE_MS + pollaczek_khinchine_ms, rel=0.01)
     assert_within_the_law(undisturbed(tmp_path, rate=rate, law=DETERMINISTIC), law)
+
+
+def test_a_queue_in_the_client_counts_like_one_in_the_server(tmp_path: Path) -> None:
+    """With one request in flight the client keeps the queue. From the issue on, nothing of it would be seen."""
+    run = undisturbed(tmp_path, "--concurrency", "1", rate=MU / 2)
+    assert (run.true_ms("began_ns") == run.true_ms("received_ns")).all()
+    scheduled_ms, ended_ms = run.measured_ms("scheduled_ns"), run.measured_ms("ended_ns")
+    served_ms = run.true_ms("last_due_ns") - run.true_ms("began_ns")
+    least_ms = waiting_ms(scheduled_ms, served_ms) + served_ms
+    assert (ended_ms - scheduled_ms - least_ms).min() >= 0
+    summary = run.summary
+    assert summary["mean_e2el_ms"] >= least_ms.mean() > 1.5 * served_ms.mean()
+    unseen_ms = summary["mean_e2el_ms"] - summary["mean_e2el_from_issue_ms"]
+    assert summary["mean_client_queue_ms"] == pytest.approx(unseen_ms, abs=OVERHEAD_MS)
+    assert unseen_ms > least_ms.mean() - served_ms.mean()
 
 
 def test_fixed_delays_are_measured_as_set(tmp_path: Path) -> None:

@@ -90,3 +90,20 @@ def test_a_flag_that_this_release_does_not_know_is_named(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "unrecognized arguments: --no-such-flag" in done.stderr
     assert "leave it out of --vllm-args" in done.stderr
+
+
+def test_a_prefix_cache_finds_the_turn_before_and_no_more(tmp_path: Path) -> None:
+    # Room for all of it: nothing is evicted.
+    options = ["--engine", "vllm", "--prefix-caching", "--device-blocks", "200", "--turns", "3", "--think-time", "0.1"]
+    done = run(tmp_path / "runs", *options, "--workload", "synthetic:100,12", "--num-warmup", "1")
+    assert done.returncode in (0, 4), done.stderr
+    folder = tmp_path / "runs" / "vllm-rate-4"
+    summary = document(folder, "summary.json")
+    assert (summary["completed"], summary["prefix_cache"]["unasked_cached_tokens"]) == (NUM_REQUESTS, 0)
+    block_tokens = document(folder, "run.json")["engine"]["block_size"]
+    rows = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
+    turns = {(row["session"], row["turn"]): row for row in rows if not row["warmup"]}
+    for (session, turn), row in turns.items():
+        before = turns[session, turn - 1]["prompt_tokens"] if turn else 0
+        # Whole blocks of the prompt before, whose last token an engine may have to compute again.
+        assert before - 2 * block_tokens < row["cached_tokens"] <= before, row

@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "neobench.cli.bisect_noise:bisect_noise",
         "Measure equal runs, and recommend thresholds and repeats for this machine.",
     ),
+    "reproduce": ("neobench.cli.reproduce:reproduce", "Redraw the NEO paper's figures by modelled runs."),
     "serve": ("neobench.cli.serve:serve", "Start neobench's own engine as an OpenAI-compatible server."),
     "profile": ("neobench.cli.profile:profile", "Measure this machine's cost tables for a model."),
     "bench-cpu": ("neobench.cli.bench_cpu:bench_cpu", "Measure CPU attention against this machine's read bandwidth."),

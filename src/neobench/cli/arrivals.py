@@ -12,7 +12,7 @@ from neobench.cli.options import rates
 
 if TYPE_CHECKING:
     from neobench.harness.request import PromptRequest
-    from neobench.harness.spec import ArrivalSpec
+    from neobench.harness.spec import ArrivalSpec, SessionSpec
 
 KINDS = ("poisson", "constant", "gamma", "trace", "all-at-once", "closed")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -48,7 +48,8 @@ _OPTIONS = (
     click.option(
         "--concurrency",
         type=click.IntRange(1),
-        help="Most requests in flight; what arrives beyond it waits in the client, and its latency counts that wait.",
+        help="Most requests in flight, with --turns most sessions in progress; what arrives beyond it waits in the "
+        "client, and its latency counts that wait.",
     ),
     click.option("--arrival-seed", type=click.IntRange(0), show_default="from --seed", help="Of the gaps drawn."),
 )
@@ -104,16 +105,21 @@ def load_slug(arrival: ArrivalSpec) -> str:
     return "all-at-once" if arrival.kind == "all_at_once" else f"speed-{arrival.speed:g}"
 
 
-def load_label(arrival: ArrivalSpec) -> str:
+def load_label(arrival: ArrivalSpec, sessions: SessionSpec | None = None) -> str:
     if arrival.rate is not None:
-        return f"{arrival.rate:g} req/s"
+        return f"{arrival.rate:g} {'req/s' if sessions is None else 'sessions/s'}"
     if arrival.kind == "closed":
-        return f"{arrival.concurrency} in flight"
+        return f"{arrival.concurrency} {'in flight' if sessions is None else 'sessions at a time'}"
     return "once" if arrival.kind == "all_at_once" else f"{arrival.speed:g} x its trace"
 
 
 def expected_span_s(arrival: ArrivalSpec, requests: Sequence[PromptRequest]) -> float:
-    """From the start of the schedule to the last arrival: exact for a trace, else on average over seeds."""
+    """From the start of the schedule to the last arrival: exact for a trace, else on average over seeds.
+
+    Of sessions to the last one's last turn, were answers there at once.
+    """
     if arrival.kind == "trace":
         return (requests[-1].arrival_ns or 0) / 1e9 / (arrival.speed or 1.0)
-    return arrival.expected_span_s(len(requests))
+    num_arrivals = sum(request.turn == 0 for request in requests)
+    think_s = sum(request.think_ns for request in requests) / num_arrivals / 1e9
+    return arrival.expected_span_s(num_arrivals) + think_s

@@ -45,7 +45,7 @@ EXIT_INVALID = 4
     metavar="RATES",
     default="4",
     show_default=True,
-    help="Requests per second; several, comma-separated, make a curve.",
+    help="Requests per second, with --turns sessions per second; several, comma-separated, make a curve.",
 )
 @arrival_options
 @click.option(
@@ -183,7 +183,7 @@ def _show_plan(session: Session, *, as_json: bool) -> None:
     for spec in specs:
         click.echo(
             f"{spec.engine.name:<10} {spec.workload.name} on {spec.model}: "
-            f"{spec.num_requests} requests at {load_label(spec.arrival)}"
+            f"{spec.num_requests} requests at {load_label(spec.arrival, spec.workload.sessions)}"
         )
     click.echo(json.dumps(prompts.facts, indent=2))
     click.echo(f"Arrivals alone take {arrivals_s:.0f} s. Results would go to {session.folder}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neobench.cli.arrivals import expected_span_s
 from neobench.cli.modelled import run_in_its_time
 from neobench.cli.openai_options import stored_command
 from neobench.cli.run import EXIT_ERROR, EXIT_INVALID, session_of, shared_options
@@ -139,7 +140,7 @@ def _stable_folder(session: Session, slos: tuple[Slo, ...], settings: SearchSett
 
 
 def _show_plan(session: Session, slos: tuple[Slo, ...], settings: SearchSettings) -> None:
-    facts = draw_prompts(session, settings.start_rate).facts
+    prompts = draw_prompts(session, settings.start_rate)
     click.echo(f"Engines: {', '.join(session.engines)}; workload {session.workload} on {session.model}")
     click.echo(f"Objectives: {', '.join(slo.text for slo in slos)}")
     for slo in slos:
@@ -151,8 +152,8 @@ def _show_plan(session: Session, slos: tuple[Slo, ...], settings: SearchSettings
         f"Rates: {settings.start_rate:g} req/s first, then times or by {settings.factor:g} within "
         f"{settings.min_rate:g} to {settings.max_rate:g}, to {settings.tolerance:.0%}; {settings.repeats} repeats"
     )
-    click.echo(json.dumps(facts, indent=2))
-    span_s = session.arrivals[settings.start_rate].expected_span_s(session.num_requests)
+    click.echo(json.dumps(prompts.facts, indent=2))
+    span_s = expected_span_s(session.arrivals[settings.start_rate], prompts.requests)
     click.echo(f"A measurement at the first rate takes {span_s:.0f} s or less. Results would go to {session.folder}.")
 
 

@@ -62,7 +62,7 @@ class Session:
     percentiles: tuple[float, ...] = ()
     goodput_ms: dict[str, float] = field(default_factory=dict)
     workload_fields: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of WorkloadSpec: seeds, shared prefixes; None leaves the default."""
+    """Other fields of WorkloadSpec: seeds, shared prefixes, sessions; None leaves the default."""
     client_processes: int = 1
     repeat: int = 0
     """Above 0: other lengths, prompts and arrivals, drawn from (seed, repeat), for the same engine."""
@@ -111,6 +111,7 @@ def draw_prompts(session: Session, rate: float) -> Prompts:
             streams=Streams.of(spec.seeds(), round(rate * 1e6)),
             replay=spec.arrival.kind == "trace",
             shared_prefixes=None if groups is None or tokens is None else SharedPrefixes(groups, tokens),
+            sessions=spec.workload.sessions,
             vocab_size=min(limit.vocab_size for limit in limits),
             max_model_tokens=min(
                 (limit.max_model_tokens for limit in limits if limit.max_model_tokens is not None), default=None
@@ -141,27 +142,31 @@ def engine_options(session: Session, engine: str) -> dict[str, Any]:
 
 
 def run_spec(session: Session, engine: str, rate: float) -> RunSpec:
-    from neobench.harness.spec import EngineSpec, RunSpec, WorkloadSpec
+    """Raises click.UsageError with the spec's own sentence for options that do not go together."""
+    from neobench.harness.spec import EngineSpec, RunSpec, SpecError, WorkloadSpec
 
     options = engine_options(session, engine)
     workload = WorkloadSpec(name=session.workload, options=session.workload_options, **session.workload_fields)
     arrival = session.arrivals[rate]
     if session.repeat:
         workload, arrival = _of_repeat(session, workload, arrival)
-    return RunSpec(
-        engine=EngineSpec(name=engine, options=stored(options)),
-        workload=workload,
-        arrival=arrival,
-        model=model_of(engine, options, session.model),
-        num_requests=session.num_requests,
-        num_warmup=session.num_warmup,
-        seed=session.seed,
-        timeout_s=session.timeout_s,
-        exact_output=options.get("exact_output", True),
-        percentiles=session.percentiles,
-        goodput_ms=session.goodput_ms,
-        client_processes=session.client_processes,
-    )
+    try:
+        return RunSpec(
+            engine=EngineSpec(name=engine, options=stored(options)),
+            workload=workload,
+            arrival=arrival,
+            model=model_of(engine, options, session.model),
+            num_requests=session.num_requests,
+            num_warmup=session.num_warmup,
+            seed=session.seed,
+            timeout_s=session.timeout_s,
+            exact_output=options.get("exact_output", True),
+            percentiles=session.percentiles,
+            goodput_ms=session.goodput_ms,
+            client_processes=session.client_processes,
+        )
+    except SpecError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _of_repeat(session: Session, workload: WorkloadSpec, arrival: ArrivalSpec) -> tuple[WorkloadSpec, ArrivalSpec]:
@@ -260,7 +265,7 @@ async def measure_rate(
     sent = prompts.for_engine(spec, text=limits.text)
     modelled = is_modelled(session.engine_options)
     expected_s = None if modelled else expected_span_s(spec.arrival, sent.requests)
-    label = f"{name} at {load_label(spec.arrival)}"
+    label = f"{name} at {load_label(spec.arrival, spec.workload.sessions)}"
     with progress_display(label, expected_s=expected_s, quiet=session.quiet) as show:
         return await run_one(
             spec,

@@ -129,7 +129,8 @@ def _about(info: RunInfo) -> RenderableType:
     from neobench.reports.run import describe_machine
 
     spec, provenance = info.spec, info.provenance
-    rate = "all at once" if info.request_rate is None else f"{info.request_rate:g} requests/s"
+    unit = "sessions/s" if spec["workload"].get("sessions") else "requests/s"
+    rate = "all at once" if info.request_rate is None else f"{info.request_rate:g} {unit}"
     return _pairs(
         {
             "Engine": str(spec["engine"]["name"]),
@@ -163,7 +164,21 @@ def _rates(summary: Mapping[str, Any]) -> RenderableType:
     for key, unit in RATES.items():
         if summary.get(key) is not None:
             pairs[key] = f"{summary[key]:,.4g} {unit}" if summary[key] < 1000 else f"{summary[key]:,.0f} {unit}"
-    return _pairs(pairs)
+    return _pairs({**pairs, **_sessions(summary.get("sessions"))})
+
+
+def _sessions(sessions: Mapping[str, Any] | None) -> dict[str, str]:
+    if sessions is None:
+        return {}
+    shown = {"Sessions": f"{sessions['completed_sessions']} of {sessions['num_sessions']} completed"}
+    if sessions["median_session_s"] is not None:
+        shown["Sessions"] += f", {sessions['median_session_s']:.3g} s (median, thinking included)"
+    for turn in ("first", "later"):
+        if (ttft_ms := sessions[f"median_{turn}_turn_ttft_ms"]) is not None:
+            shown[f"TTFT of {turn} turns"] = (
+                f"{ttft_ms:,.4g} ms (median)" if ttft_ms < 1000 else f"{ttft_ms:,.0f} ms (median)"
+            )
+    return shown
 
 
 def _latencies(summary: Mapping[str, Any]) -> RenderableType:

@@ -107,7 +107,8 @@ class PointMeasurer:
         from neobench.results.validity import client_limits
 
         decided = asyncio.Event()
-        watch = SloWatch(self.slos, session.num_requests, decided.set)
+        sessions = session.workload_fields.get("sessions")
+        watch = SloWatch(self.slos, session.num_requests, decided.set, independent=sessions is None)
         relay = asyncio.create_task(_set_after(self.stop, decided))
         try:
             prompts = draw_prompts(session, rate)

@@ -154,7 +154,7 @@ def plan(settings: Settings, repeat: int, folder: Path, context: RunContext, *, 
                 raise click.UsageError("a sweep measures in real time; use `neobench run --hardware`")
             (engine,), (rate,) = session.engines, session.rates
             arrival = session.arrivals[rate]
-            if repeat == 0 or arrival.rate is None:
+            if repeat == 0 or arrival.rate is None or session.workload_fields["sessions"] is not None:
                 expected_s = expected_span_s(arrival, draw_prompts(session, rate).requests)
             else:
                 expected_s = arrival.expected_span_s(session.num_requests)

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-WORKLOAD_SEEDS = ("length_seed", "order_seed", "prompt_seed")
+from neobench.cli.session_options import SESSION_OPTIONS, pop_sessions
+
+WORKLOAD_SEEDS = ("length_seed", "order_seed", "prompt_seed", "session_seed")
 FIELDS = (*WORKLOAD_SEEDS, "prefix_groups", "prefix_tokens")
 """Options that are fields of WorkloadSpec under the same name."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -66,7 +68,7 @@ _OPTIONS = (
 
 
 def workload_options(command: _Command) -> _Command:
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, *SESSION_OPTIONS)):
         command = option(command)
     return command
 
@@ -86,7 +88,7 @@ def pop_workload(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "workload": options.pop("workload"),
         "workload_options": chosen,
-        "workload_fields": {name: options.pop(name) for name in FIELDS},
+        "workload_fields": {"sessions": pop_sessions(options), **{name: options.pop(name) for name in FIELDS}},
     }
 
 
@@ -94,5 +96,6 @@ def workload_notes(facts: Mapping[str, Any]) -> Iterator[str]:
     """What the user should know of the requests before they are sent, from the facts of build_requests."""
     if left_out := facts["workload"].get("malformed_rows_left_out"):
         yield f"{left_out} malformed rows of the workload's file were left out."
-    if facts["scaling"]:
-        yield facts["scaling"]["sentence"]
+    for name in ("scaling", "sessions"):
+        if facts[name]:
+            yield facts[name]["sentence"]

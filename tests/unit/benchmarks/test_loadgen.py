@@ -66,7 +66,7 @@ def row(tool: str = "neobench", *, failure: str | None = None, **figures: Any) -
     requests = [served(0, 52, 57), served(100, 150, 156)]
     load = Load(arrival="poisson", rate=10, num_requests=2, output_tokens=2)
     built = build_row(load, [] if failure else requests, None if failure else report(**figures), ended)
-    return {"tool": tool, **built, "failure": failure}
+    return {"tool": tool, **built, "failure": failure, "others_cpu_share": 0.125}
 
 
 # --- what the tools write
@@ -201,6 +201,7 @@ def test_neobench_itself_is_measured(tmp_path: Path) -> None:
     assert built["error"]["sent_ttft_p50_ms"] > 0
     assert 0 < built["start_up_s"] < built["wall_s"]
     assert built["cpu_s"] > 0
+    assert 0 <= built["others_cpu_share"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -244,14 +245,16 @@ def test_the_other_tools_go_on_when_one_fails_and_the_table_keeps_both(
         tools=(Program("raise SystemExit('no')"), Program("print('no')", name="other"), VllmBench("/no", tmp_path)),
         context=RunContext.capture(["run.py"]),
     )
-    rows = run.run_all(options, tmp_path)
+    rows, is_complete = run.run_all(options, tmp_path)
+    assert is_complete
     assert [(row["tool"], row["load"]) for row in rows[:2]] == [("program", "constant-10"), ("other", "constant-10")]
     document = msgspec.json.decode((tmp_path / "table.json").read_bytes())
     assert document["rows"] == msgspec.to_builtins(rows)
     assert document["versions"]["other"] == "1"
+    assert document["rows"][0]["environment"] == {"SAID": "by the environment"}
     said = capsys.readouterr().out
     assert "vllm bench serve is left out: /no does not run" in said
-    assert "[2/6] other 1, constant-10 ... FAILED: it measures nothing" in said
+    assert "[2/6] other (1), constant-10 ... FAILED: it measures nothing" in said
     assert "| constant 10 | program (failed) |" in format_tables(rows)
 
 
@@ -279,6 +282,8 @@ def test_repeats_are_shown_by_their_median_and_failures_are_counted() -> None:
     (median,) = median_rows([*rows, row(failure="exit status 1. It said nothing")])
     assert median["reported"]["ttft_p50_ms"] == 60
     assert (median["repeats"], median["failures"]) == (4, 1)
+    unanswered = [{**each, "true": true_figures([served(0, completed=False)])} for each in rows]
+    assert median_rows([rows[0], *unanswered])[0]["true"]["requests_per_s"] == rows[0]["true"]["requests_per_s"]
     assert "neobench (1 of 4 failed)" in format_tables([*rows, row(failure="exit status 1")])
 
 
@@ -287,6 +292,7 @@ def test_what_a_tool_says_against_itself_is_told() -> None:
     assert "- neobench, poisson-10: it was late" in text
     assert "- other, poisson-10: failed: exit status 1. The end:" in text
     assert "70.7 % at 10" in text
+    assert "other programs took 12 % of the machine's CPU" in text
 
 
 def test_the_tables_go_between_their_marks_and_leave_the_rest(tmp_path: Path) -> None:
@@ -315,3 +321,9 @@ def test_a_closed_loop_says_how_many_are_in_flight() -> None:
     for tool, flag in ((TOOLS["neobench"], "--concurrency 4"), (TOOLS["vllm"], "--max-concurrency 4")):
         assert flag in " ".join(tool.command(load, "http://here", Path("folder")))
     assert "kind=concurrent,streams=4" in TOOLS["guidellm"].command(load, "http://here", Path("folder"))
+
+
+def test_guidellm_may_have_fewer_processes() -> None:
+    tool = GuideLlm("python", Path("tokenizer"), 2, name="GuideLLM, 2 processes")
+    assert tool.environment()["GUIDELLM__MAX_WORKER_PROCESSES"] == "2"
+    assert "GUIDELLM__MAX_WORKER_PROCESSES" not in TOOLS["guidellm"].environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -80,6 +81,13 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         (["run", "--prefix-groups", "2"], "--prefix-groups and --prefix-tokens go together"),
         (["run", "--workload-option", "sigma=1", "--workload-option", "sigma=2"], "given twice"),
         (["run", "--engine", "null", "--workload", "synthetic:zipf:9,9", "--workload-option", "exp=2"], "exponent"),
+        (["run", "--turns", "4-2"], "such as 4, or a range of them, such as 1-8"),
+        (["run", "--turns", "some"], "not a number of turns"),
+        (["run", "--think-time", "2"], "--think-time goes with --turns"),
+        (["run", "--turns", "2", "--think-time", "2:exp"], "did you mean exponential"),
+        (["run", "--turns", "2", "--think-time", "soon"], "such as 2 or 0.5:fixed"),
+        (["run", "--engine", "null", "--turns", "2", "--arrival", "trace"], "exclude each other"),
+        (["run", "--engine", "null", "--client-processes", "9", "--num-requests", "2"], "only 2 requests to send"),
         (["run", "--host-memory", "much"], "512MiB"),
         (["run", "--device-blocks", "0"], "x>=1"),
         (["run", "--max-model-tokens", "100000"], "between 2 and 2048"),
@@ -291,3 +299,41 @@ def test_prompts_may_share_prefixes_when_asked(tmp_path: Path) -> None:
     assert run["spec"]["workload"]["prefix_groups"] == 2
     assert run["workload"]["shared_prefixes"] == {"groups": 2, "tokens": 30}
     assert run["workload"]["prompt_tokens"]["mean"] == 80
+
+
+SESSIONS = ("--turns", "2-4", "--think-time", "0.02", "--workload", "synthetic:fixed:20,4", "--rate", "60")
+
+
+def test_requests_are_turns_of_sessions_when_asked(tmp_path: Path) -> None:
+    done = run_null(tmp_path / "out", *SESSIONS)
+    assert done.exit_code in (0, 4), done.stderr
+    assert "60 requests are the turns of" in done.stderr
+    assert "A rate of sessions, all else over their turns" in done.output
+    folder = tmp_path / "out" / "null-rate-60"
+    run = json.loads((folder / "run.json").read_text())
+    assert run["spec"]["workload"]["sessions"] == {
+        "fewest_turns": 2,
+        "most_turns": 4,
+        "think_time_s": 0.02,
+        "think_time_kind": "exponential",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sessions"]["completed_sessions"] == run["workload"]["sessions"]["sessions"]
+    exported = invoke("export", str(folder), "--format", "csv", "-o", str(tmp_path / "rows.csv"))
+    assert exported.exit_code == 0, exported.output
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert {row["turn"] for row in rows if row["session"]} == {"0", "1", "2", "3"}
+    assert sum(row["session"] == "" for row in rows) == 4  # warm-up
+    shown = invoke("show", str(folder))
+    assert "60 sessions/s" in shown.output
+    assert "TTFT of later turns" in shown.output
+
+
+def test_the_plan_of_sessions_counts_their_thinking(tmp_path: Path) -> None:
+    plan = invoke(
+        *("run", "--engine", "null", "--dry-run", "--turns", "5", "--think-time", "10:fixed", "--rate", "1"),
+        *("--num-requests", "50", "--output", str(tmp_path / "out")),
+    )
+    assert plan.exit_code == 0, plan.output
+    assert "50 requests at 1 sessions/s" in plan.output
+    assert "Arrivals alone take 50 s" in plan.output  # 10 sessions in 10 s, and four times 10 s to think

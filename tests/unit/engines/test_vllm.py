@@ -87,6 +87,12 @@ def test_prompts_fit_into_the_kv_cache() -> None:
     assert (limits.vocab_size, limits.max_model_tokens) == (4096, 160)
 
 
+@pytest.mark.parametrize("options", [{}, {"hardware": "g4dn.xlarge"}])
+def test_a_name_with_a_wrong_token_budget_is_refused_before_the_start(options: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match="number of tokens"):
+        prompt_limits("vllm:many", "tiny", options)
+
+
 @pytest.mark.parametrize(
     ("python", "message"),
     [("/nowhere/python", "cannot run --engine-python"), (sys.executable, "not installed .* with --engine-python")],

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neobench.harness.arrivals import all_at_once, constant, draw_offsets_ns, gamma, offsets_of_ns, poisson
@@ -59,6 +59,7 @@ def test_a_spec_chooses_its_process():
     assert (drawn != draw_offsets_ns(ArrivalSpec(rate=4), 3, seed=8)).all()
 
 
+@settings(deadline=None)
 @given(rates, st.floats(0.1, 50), seeds)
 def test_gamma_gaps_have_the_mean_and_the_variation_asked_for(rate, burstiness, seed):
     count = 20_000

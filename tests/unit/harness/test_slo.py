@@ -166,3 +166,14 @@ def test_wrong_early_ends_are_as_rare_as_claimed(share_over: float, may_meet: bo
 def test_look_sizes() -> None:
     assert look_sizes(1000) == [31, 62, 125, 250, 500]
     assert look_sizes(20) == []
+
+
+@pytest.mark.parametrize(("independent", "needed"), [(True, 31), (False, 51)])
+def test_turns_of_sessions_end_a_measurement_only_when_it_is_certain(independent: bool, needed: int) -> None:
+    """50 of 500 may be over; of independent requests the first 31 tell."""
+    watch = SloWatch(parse_slos(["p90_ttft<1s"]), 500, lambda: None, independent=independent)
+    seen = 0
+    while watch.decision is None:
+        watch.see(record(seen, 2000.0))
+        seen += 1
+    assert (seen, watch.decision.meets) == (needed, False)

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from neobench.harness.arrivals import draw_offsets_ns
@@ -159,6 +161,25 @@ async def test_a_closed_loop_over_two_processes_keeps_its_concurrency(served, ma
             level += change
             peak = max(peak, level)
         assert peak == 2
+
+
+async def test_all_turns_of_a_session_are_sent_by_one_process(served, make_requests, tmp_path):
+    requests = [
+        msgspec.structs.replace(request, session=index // 4, turn=index % 4, think_ns=(index % 4 > 0) * 20_000_000)
+        for index, request in enumerate(make_requests(40))
+    ]
+    spec = make_spec(rate=50.0)
+    summary = await run_one(spec, requests, served, tmp_path / "run", context=CONTEXT)
+    assert summary["completed"] == 40
+    assert summary["sessions"]["completed_sessions"] == 10
+    rows = load_run(tmp_path / "run").columns.to_arrow().to_pylist()
+    rows = sorted(rows, key=lambda row: row["index"])
+    assert [row["client"] for row in rows] == [row["session"] % 2 for row in rows]
+    offsets_ns = draw_offsets_ns(spec.arrival, 10, spec.seeds().arrivals).tolist()
+    assert [row["scheduled_ns"] for row in rows if row["turn"] == 0] == offsets_ns
+    for before, after in pairwise(rows):
+        if after["turn"]:
+            assert after["scheduled_ns"] == before["ended_ns"] + 20_000_000 <= after["issued_ns"]
 
 
 async def test_a_killed_worker_leaves_the_others_running_and_its_records_readable(served, make_requests, tmp_path):

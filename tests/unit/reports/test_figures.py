@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,13 @@ def test_the_data_lie_beside_the_figure(make_run: MakeRun, tmp_path: Path) -> No
 def test_pyplot_and_its_global_state_are_not_used(two_engines: list[ReportRun]) -> None:
     load_latency(two_engines)
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_rates_of_sessions_are_named_and_not_joined_with_those_of_requests(make_run: MakeRun) -> None:
+    alone = [make_run("neo", rate, 0.1) for rate in (1.0, 2.0)]
+    talks = [replace(run, of_sessions=True) for run in alone]
+    assert load_latency(talks).axes[0].get_xlabel() == "Session rate (sessions/s)"
+    both = load_latency([*alone, *talks])
+    assert both.axes[0].get_xlabel() == "Request rate (req/s or sessions/s)"
+    assert legend(both) == ["neo", "neo, sessions"]
+    assert talks[0].title == "neo at 1 sessions/s"

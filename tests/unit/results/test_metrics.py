@@ -115,10 +115,10 @@ def test_percentile_support_turns_true_at_the_exact_count(make_record):
 
 
 def test_every_key_of_the_summary_is_documented(run_info, make_record):
-    summary = build_summary(run_info, RecordColumns([make_record()]), engine_stats={})
+    summary = build_summary(run_info, RecordColumns([make_record(session=0, turn=0)]), engine_stats={})
     documented = set(re.findall(r"`([a-z0-9_]+)`", METRICS_DOC.read_text()))
     nested = [*summary["outcomes"], *summary["validity"], *summary["provenance"], *summary["percentile_support"]["p99"]]
-    nested += [*summary["machine"]]
+    nested += [*summary["machine"], *summary["sessions"]]
     assert {*summary, *summary["percentile_support"], *nested} <= documented
 
 

@@ -116,3 +116,18 @@ def test_nothing_completed_interrupted_and_incidents(make_record):
     assert "1 of 1" in reasons[1]
     assert "Nothing completed" in reasons[2]
     assert not verdict([])["valid"]
+
+
+@pytest.mark.parametrize(
+    ("busy_share", "window_s", "valid"),
+    [(0.95, 2.0, False), (0.9, 2.0, True), (0.95, 0.9, True), (None, None, True)],
+)
+def test_a_saturated_event_loop(make_record, busy_share, window_s, valid):
+    records = [make_record(i, scheduled=100 * i, tokens_at=(100 * i + 20,)) for i in range(20)]
+    metrics = summarise(RecordColumns(records), request_rate=1.0)
+    judged = judge({**metrics, "client_loop_busy_share": busy_share, "client_window_s": window_s})
+    assert judged["valid"] is valid
+    if not valid:
+        (reason,) = judged["reasons"]
+        assert "busy 95% of 2.0 s (at most 90%)" in reason
+        assert "--client-processes" in reason

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neobench.harness.spec import Seeds, SessionSpec
 from neobench.workloads import carperai
+from neobench.workloads.prompts import Streams, build_requests
 from neobench.workloads.registry import create
-from neobench.workloads.workload import Workload, WorkloadError
+from neobench.workloads.workload import Conversational, Workload, WorkloadError
 
 
 @pytest.fixture
@@ -105,6 +107,35 @@ def test_the_first_question_and_answer_of_a_conversation_count(tmp_path: Path, t
     workload = create(f"sharegpt:{path}", {"tokenizer": tokenizer})
     assert drawn_pairs(workload, 2) == [(1, 2), (3, 1)]
     assert workload.describe()["conversations_without_an_answer_left_out"] == 2
+
+
+def test_whole_conversations_are_sessions_when_turns_are_asked_for(tmp_path: Path, tokenizer: str) -> None:
+    path = tmp_path / "sharegpt.json"
+    long, middle, short = ["a " * n for n in range(1, 9)], ["a b", "c", "d e f", "g", "unanswered"], ["a", "b"]
+    path.write_text(json.dumps([turns(*long), turns(*middle), turns(*short)]))
+    workload = create(f"sharegpt:{path}", {"tokenizer": tokenizer})
+    assert isinstance(workload, Conversational)
+    talks = workload.draw_conversations(6, 1, 3, np.random.default_rng(0))
+    assert sorted(talk.tolist() for talk in talks) == [[[1], [1]], [[1, 3, 5], [2, 4, 6]], [[2, 3], [1, 1]]]
+    assert "questions and answers of each conversation" in workload.describe()["source"]
+    assert sum(talk.shape[1] for talk in workload.draw_conversations(20, 2, 9, np.random.default_rng(0))) == 20
+    with pytest.raises(WorkloadError, match="the longest has 4: ask for fewer --turns, or a range such as 1-5"):
+        workload.draw_conversations(6, 5, 5, np.random.default_rng(0))
+
+    seeds = Seeds(lengths=1, prompts=2, arrivals=3, order=4, sessions=5)
+    requests, facts = build_requests(
+        workload,
+        7,
+        streams=Streams.of(seeds),
+        vocab_size=1_000,
+        max_model_tokens=None,
+        num_warmup=2,
+        sessions=SessionSpec(fewest_turns=1, most_turns=4),
+    )
+    assert facts["sessions"]["sessions"] == 3
+    whole = {tuple(request.prompt_tokens for request in requests if request.session == number) for number in range(3)}
+    assert whole == {(1, 6, 15, 28), (2, 6), (1,)}
+    assert [request.session for request in requests[-2:]] == [None, None]
 
 
 def test_malformed_conversations_are_named_or_left_out(tmp_path: Path, tokenizer: str) -> None:

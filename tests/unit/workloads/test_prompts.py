@@ -18,7 +18,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def streams(length_seed: int, prompt_seed: int, order_seed: int = 0) -> Streams:
-    return Streams(lengths=rng(length_seed), prompts=rng(prompt_seed), order=rng(order_seed))
+    return Streams(lengths=rng(length_seed), prompts=rng(prompt_seed), order=rng(order_seed), sessions=rng())
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=120), st.integers(14, 200_000), st.integers(0, 2**32))

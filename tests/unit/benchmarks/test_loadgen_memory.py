@@ -1,0 +1,22 @@
+"""The memory of a run is that of the whole command, and a run that came to nothing has none."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.loadgen import memory
+from benchmarks.loadgen.memory import FailedError, measure
+
+
+def test_the_whole_command_is_measured() -> None:
+    figures = measure(requests=300, tokens=4, concurrency=8)
+    assert figures["completed"] == figures["requests"] == 300
+    # Evaluating it loads pyarrow and matplotlib, which the client does without.
+    assert 2**24 < figures["client_peak_rss_bytes"] < figures["peak_rss_bytes"] < memory.LIMIT_BYTES
+    assert figures["wall_s"] > figures["run_s"] > 0
+
+
+def test_a_run_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "PROMPT_TOKENS", -1)
+    with pytest.raises(FailedError, match="exit status 2"):
+        measure(requests=3, tokens=4, concurrency=1)
