@@ -28,7 +28,8 @@ from neobench.harness.sessions import of_client
 from neobench.harness.usage import ClientUsage
 from neobench.harness.worker_protocol import Ended, FromWorker, Plan, Progress, Ready, Shard, Start, Stop
 from neobench.results.record import Outcome, RequestRecord
-from neobench.results.store import RecordTail, RunFolder, StoreError, requests_file
+from neobench.results.record_tail import RecordTail
+from neobench.results.store import RunFolder, StoreError, requests_file
 
 STOP_GRACE_S = 15.0
 """Three times what the driver gives an engine to let go of cancelled requests."""

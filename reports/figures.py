@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from neobench.reports.load_panels import PANEL_HEIGHT_INCHES, draw_load_panel, known_panels
 from neobench.reports.run import ReportRun
 from neobench.reports.style import (
     CAPTION_CHARACTERS_A_LINE,
@@ -55,12 +56,19 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
     The rate of runs whose requests are turns is that of their sessions. A line goes through the median of the runs at
     each rate. It never joins measured, emulated and modelled runs, nor those of different tools. Invalid runs have
     hollow markers; where no run is valid the figure is stamped INVALID. What cannot be drawn, or lies above
-    `latency_cap_s`, is named in the caption.
+    `latency_cap_s`, is named in the caption. Below it, on the same rates, what telemetry knows of machine and engine.
     """
+    drawn = [run for run in runs if _is_drawable(run)]
+    panels = known_panels(drawn)
+    width, height = FIGURE_SIZE_INCHES
     with paper_style():
-        figure = Figure(figsize=FIGURE_SIZE_INCHES)
-        axes = figure.add_subplot()
-        drawn = [run for run in runs if _is_drawable(run)]
+        figure = Figure(figsize=(width, height + PANEL_HEIGHT_INCHES * len(panels)))
+        axes, *below = figure.subplots(
+            *(1 + len(panels), 1),
+            sharex=True,
+            squeeze=False,
+            height_ratios=[height, *[PANEL_HEIGHT_INCHES] * len(panels)],
+        )[:, 0]
         for index, (label, series) in enumerate(_series(drawn).items()):
             _draw_series(axes, label, series, index)
         if any(not run.valid for run in drawn):
@@ -69,7 +77,10 @@ def load_latency(runs: Sequence[ReportRun], *, latency_cap_s: float | None = Non
             axes, [latency for run in drawn if (latency := run.per_token_latency_s) is not None], latency_cap_s
         )
         axes.set_xlim(left=0)
-        axes.set_xlabel(_rate_label(drawn))
+        for panel, panel_axes in zip(panels, below, strict=True):
+            draw_load_panel(panel_axes, panel, _series(drawn))
+        figure.axes[-1].set_xlabel(_rate_label(drawn))
+        figure.align_ylabels()
         axes.set_ylabel("Average per-token latency (s)")
         if drawn:
             axes.legend()

@@ -43,9 +43,6 @@ CLIENT_FACTS = (
 ProvenanceKind = Literal["measured", "emulated", "modelled"]
 
 
-TAIL_BLOCK_BYTES = 2**20
-
-
 def requests_file(client: int) -> str:
     """The file of a client process among several."""
     return f"requests-{client:02d}.jsonl"
@@ -285,32 +282,6 @@ def _decoded(lines: BinaryIO, path: Path, problems: list[str] | None) -> Iterato
                 raise StoreError(f"{path}, line {line_number}: {error}") from error
             if problems is not None:
                 problems.append(f"The last line of {path.name} (line {line_number}) was half written.")
-
-
-class RecordTail:
-    """Reads the records of a file that another process still appends to, and that may not exist yet."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
-        self._rest = b""
-        self._decoder = msgspec.json.Decoder(RequestRecord)
-
-    def read(self) -> Iterator[RequestRecord]:
-        """Those whose lines are whole by now and that were not read before."""
-        if self._file is None:
-            try:
-                self._file = self._path.open("rb")
-            except FileNotFoundError:
-                return
-        while block := self._file.read(TAIL_BLOCK_BYTES):
-            *lines, self._rest = (self._rest + block).split(b"\n")
-            for line in lines:
-                yield self._decoder.decode(line)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 def build_summary(

@@ -161,3 +161,22 @@ def test_rates_of_sessions_are_named_and_not_joined_with_those_of_requests(make_
     assert both.axes[0].get_xlabel() == "Request rate (req/s or sessions/s)"
     assert legend(both) == ["neo", "neo, sessions"]
     assert talks[0].title == "neo at 1 sessions/s"
+
+
+def test_what_telemetry_knows_is_drawn_below_on_the_same_rates(make_run: MakeRun) -> None:
+    def machine(cpu: float, kv: float, **more: Any) -> dict[str, Any]:
+        return {"cpu_percent": cpu, "max_device_kv_used_fraction": kv, "gpu_utilization_percent": None, **more}
+
+    runs = [
+        make_run("neo", 1, 0.1, machine=machine(40, 0.25, max_waiting_requests=0.0)),
+        make_run("neo", 1, 0.1, machine=machine(60, 0.75)),
+        make_run("neo", 2, 0.2, machine=machine(80, 1.0, gpu_utilization_percent=[20.0, 60.0])),
+    ]
+    figure = load_latency(runs)
+    latency, cpu, gpu, kv = figure.axes
+    assert [axes.get_ylabel() for axes in (cpu, gpu, kv)] == ["CPU (%)", "GPU (%)", "Peak KV,\ndevice (%)"]
+    lines: list[Any] = [axes.lines[0] for axes in (cpu, gpu, kv)]
+    points = [list(zip(*line.get_data(), strict=True)) for line in lines]
+    assert points == [[(1, 50), (2, 80)], [(2, 40)], [(1, 50), (2, 100)]]
+    assert (latency.get_xlabel(), kv.get_xlabel()) == ("", "Request rate (req/s)")
+    assert latency.get_xlim() == kv.get_xlim()
