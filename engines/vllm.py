@@ -10,7 +10,7 @@ from typing import Any
 from neobench.engines.launch import Launch
 from neobench.engines.openai_http import CompletionsClient
 from neobench.engines.process import HOST, ServerProcess, free_port
-from neobench.engines.vllm_log import explanation
+from neobench.engines.vllm_log import KILLED_ADVICE, explanation
 from neobench.engines.vllm_metrics import MetricsReader, read_cache_config
 from neobench.engines.vllm_release import PAPER_FLAGS_GONE, PAPER_HANDICAPS, Installed, find_vllm
 from neobench.engines.vllm_settings import VllmSettings
@@ -47,6 +47,8 @@ class VllmEngine:
         assert self._process is None, f"{self.name} is started already"
         installed = self._installed = await find_vllm(self._python)
         self._settings.check_device(installed)
+        if installed.untried_note is not None:
+            self._launch.progress(f"Note: {installed.untried_note}")
         port = free_port()
         self._command = self._serve_command(installed, port)
         log_path = self._launch.log_path
@@ -61,7 +63,7 @@ class VllmEngine:
         try:
             await self._process.start(timeout_s=self._start_timeout_s, progress=self._launch.progress)
         except EngineError as error:
-            raise self._explained(error) from error
+            raise self._explained(error, installed.untried_note) from error
         self._client = CompletionsClient(self._process.url)
         await self._client.open()
         self._metrics = MetricsReader(self._process.url)
@@ -145,6 +147,8 @@ class VllmEngine:
         write_config(folder, config.shape, config.dtype)
         return folder
 
-    def _explained(self, error: EngineError) -> EngineError:
+    def _explained(self, error: EngineError, note: str | None = None) -> EngineError:
         cause = explanation(self._launch.log_path, self._log_start)
-        return error if cause is None else EngineError(f"{cause}\n{error}")
+        if cause is None and "killed by SIGKILL" in str(error):
+            cause = KILLED_ADVICE
+        return EngineError("\n".join(part for part in (cause, note and f"Note: {note}.", str(error)) if part))

@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 
 MAX_LOG_BYTES = 4 * 2**20
+KILLED_ADVICE = (
+    "Something killed it, most likely the kernel for want of memory (see dmesg): fewer --device-blocks, a smaller "
+    "model, or a machine with more memory."
+)
 _CAUSE = re.compile(r"\b([A-Z]\w*(?:Error|Exception)): (.+)")
 _NOT_A_CAUSE = ("Engine core initialization failed", "EngineCore encountered an issue", "Worker failed with error")
 _ADVICE: tuple[tuple[str, str], ...] = (

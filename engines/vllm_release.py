@@ -81,6 +81,15 @@ class Installed(NamedTuple):
     def is_tried(self) -> bool:
         return self.numbers is not None and FIRST_TRIED <= self.numbers <= LAST_TRIED
 
+    @property
+    def untried_note(self) -> str | None:
+        """A sentence for a release that nobody has tried with this adapter, or that does not say which it is."""
+        if self.is_tried:
+            return None
+        first, last = (".".join(map(str, numbers)) for numbers in (FIRST_TRIED, LAST_TRIED))
+        which = "does not say its version" if self.numbers is None else f"{self.version} is untried"
+        return f"this vLLM {which}; releases {first} to {last} are known to work: install one if this one fails"
+
 
 async def find_vllm(python: str) -> Installed:
     """Which vLLM an interpreter has, without importing it. Raises EngineError for none, and for one too old."""
