@@ -38,7 +38,10 @@ def command_of(folder: Path, *, requests: int, tokens: int, concurrency: int) ->
 
 
 def measure(*, requests: int, tokens: int, concurrency: int) -> dict[str, Any]:
-    """One run into a folder that is removed. Raises FailedError."""
+    """One run into a folder that is removed. Raises FailedError.
+
+    To be called in a small process: what the kernel counts of a child begins with the memory of its parent.
+    """
     with tempfile.TemporaryDirectory(prefix="neobench-memory-") as scratch:
         folder = Path(scratch, "run")
         command = command_of(folder, requests=requests, tokens=tokens, concurrency=concurrency)
